@@ -1,0 +1,59 @@
+//! What the kernel programs report.
+
+use crate::packet::AddressBytes;
+
+/// Size of the event ring.
+pub const EVENT_RING_BYTES: u32 = 1 << 20;
+
+/// One attempt, as the kernel reports it. 88 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Event {
+    /// Boot time in nanoseconds.
+    pub time_ns: u64,
+    /// Wire packets from this source since its last event, this one included.
+    pub packets: u64,
+    /// Their bytes, from the IP header on.
+    pub bytes: u64,
+    pub source: AddressBytes,
+    pub destination: AddressBytes,
+    /// The interface it came in by; 0 at the cgroup hook, where the number is another namespace's.
+    pub ifindex: u32,
+    /// Host byte order; 0 where unknown.
+    pub source_port: u16,
+    /// The guarded port, host byte order; 0 where unknown.
+    pub port: u16,
+    /// [`crate::verdict::Hook`].
+    pub hook: u8,
+    /// [`crate::verdict::Verdict`].
+    pub verdict: u8,
+    /// [`crate::verdict::Reason`].
+    pub reason: u8,
+    /// [`crate::packet::Family`].
+    pub family: u8,
+    /// IANA protocol number.
+    pub protocol: u8,
+    pub tcp_flags: u8,
+    pub reserved: [u8; 2],
+    /// Room for the namespace and the cgroup of the socket.
+    pub reserved_ids: [u64; 2],
+}
+
+const _: () = assert!(size_of::<Event>() == 88);
+
+/// The verdict of a test run. 8 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Explained {
+    /// 0 when the program said "not ours", else 1.
+    pub judged: u8,
+    /// [`crate::verdict::Hook`].
+    pub hook: u8,
+    /// [`crate::verdict::Verdict`].
+    pub verdict: u8,
+    /// [`crate::verdict::Reason`].
+    pub reason: u8,
+    pub reserved: u32,
+}
+
+const _: () = assert!(size_of::<Explained>() == 8);

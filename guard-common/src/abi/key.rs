@@ -1,0 +1,104 @@
+//! Keys of the policy's tables.
+
+use crate::packet::{AddressBytes, Family, Protocol};
+
+/// Key of `PORTS`. 24 bytes.
+///
+/// `family` and `address` have room for a port that is guarded at one address only; a port guarded at
+/// every address has zeros there.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PortKey {
+    port: u16,
+    slot: u8,
+    protocol: u8,
+    family: u8,
+    reserved: [u8; 3],
+    address: AddressBytes,
+}
+
+const _: () = assert!(size_of::<PortKey>() == 24);
+
+impl PortKey {
+    /// The key of a port that is guarded at every local address.
+    #[inline]
+    #[must_use]
+    pub const fn at_every_address(slot: u32, protocol: Protocol, port: u16) -> Self {
+        Self {
+            port,
+            slot: slot as u8,
+            protocol: protocol as u8,
+            family: 0,
+            reserved: [0; 3],
+            address: [0; 16],
+        }
+    }
+
+    /// The policy slot it belongs to.
+    #[must_use]
+    pub const fn slot(&self) -> u32 {
+        self.slot as u32
+    }
+
+    /// Host byte order.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// `None` for a number no writer of this layout stores.
+    #[must_use]
+    pub fn protocol(&self) -> Option<Protocol> {
+        Protocol::from_number(self.protocol)
+    }
+}
+
+/// The data of a key of `SOURCES`, after the kernel's own prefix length. 20 bytes.
+///
+/// Slot and family lie before the address and are always matched whole, so that one trie holds both slots and both
+/// families apart.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SourceKey {
+    slot: u8,
+    family: u8,
+    reserved: [u8; 2],
+    address: AddressBytes,
+}
+
+const _: () = assert!(size_of::<SourceKey>() == 20);
+
+impl SourceKey {
+    /// Bits before the address.
+    pub const HEAD_BITS: u32 = 32;
+
+    #[inline]
+    #[must_use]
+    pub const fn new(slot: u32, family: Family, address: AddressBytes) -> Self {
+        Self { slot: slot as u8, family: family as u8, reserved: [0; 2], address }
+    }
+
+    /// The prefix length, in the kernel's sense, of a key for an address prefix of `bits` bits.
+    #[inline]
+    #[must_use]
+    pub const fn prefix_bits(bits: u8) -> u32 {
+        Self::HEAD_BITS + bits as u32
+    }
+
+    /// The policy slot it belongs to.
+    #[must_use]
+    pub const fn slot(&self) -> u32 {
+        self.slot as u32
+    }
+
+    /// `None` for a number no writer of this layout stores.
+    #[must_use]
+    pub fn family(&self) -> Option<Family> {
+        Family::from_number(self.family)
+    }
+
+    #[must_use]
+    pub const fn address(&self) -> &AddressBytes {
+        &self.address
+    }
+}

@@ -1,0 +1,102 @@
+//! Every record that crosses a map between the kernel programs and userspace: `repr(C)`, no padding,
+//! sizes fixed at compile time, all numbers in the machine's byte order and all addresses in network order.
+//!
+//! A change of any record, map or number here needs a new [`ABI_VERSION`]: pins of another version
+//! stand in another directory and are never read with these types.
+//!
+//! An all-zero record always means "not configured", since arrays start as zeros.
+
+#[allow(unsafe_code)] // `Pod` is an unsafe trait; its reason stands there.
+#[cfg(feature = "user")]
+mod pod;
+
+mod event;
+mod key;
+mod policy;
+mod stats;
+
+pub use event::{EVENT_RING_BYTES, Event, Explained};
+pub use key::{PortKey, SourceKey};
+pub use policy::{
+    FLAG_BACKSTOP, FLAG_FORWARDED, FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, Ladder, MAX_GUARDED_PORTS,
+    MAX_LADDERS, MAX_SOURCES, NO_END, PolicyHeader, PortIndex, PortValue, Ruling, SOURCE_LOCAL, STEPS,
+    SourceValue, Step,
+};
+pub use stats::{
+    Budget, Counter, EVENT_BURST, EVENT_INTERVAL_NS, EVENTS_PER_SECOND, EventCounter, MAX_TALLIES,
+    Tally, TallyKey, counter_index, counter_slots,
+};
+
+/// The number of this layout of records and maps; names the pin directory (`v1`).
+pub const ABI_VERSION: u32 = 1;
+
+/// Two copies of every policy table: packets are judged by one while the other is written.
+pub const POLICY_SLOTS: u32 = 2;
+
+/// Words of a bitmap with one bit for each port number.
+pub const PORT_WORDS: u32 = 65_536 / 64;
+
+/// Where the word of `protocol`'s and `port`'s bit stands in [`map::PORT_BITS`].
+#[inline]
+#[must_use]
+pub const fn port_word(slot: u32, protocol: crate::packet::Protocol, port: u16) -> u32 {
+    let table = match protocol {
+        crate::packet::Protocol::Tcp => 0,
+        crate::packet::Protocol::Udp => 1,
+    };
+    (slot * 2 + table) * PORT_WORDS + (port as u32 >> 6)
+}
+
+/// The names of the maps, as they stand in the kernel and below the pin directory.
+pub mod map {
+    /// `Array<u32>` of one: which slot is in force. 0: none (nothing is guarded), else the slot's number plus one.
+    /// Its values differ in one byte only, so a store of it can't be seen half done.
+    pub const ACTIVE: &str = "ACTIVE";
+    /// `Array<PolicyHeader>`, one a slot.
+    pub const POLICY: &str = "POLICY";
+    /// `Array<u64>`: for each slot and protocol a bitmap of the port numbers guarded at any address.
+    pub const PORT_BITS: &str = "PORT_BITS";
+    /// `HashMap<PortKey, PortValue>`: the guarded ports.
+    pub const PORTS: &str = "PORTS";
+    /// `LpmTrie<SourceKey, SourceValue>`: rules and local addresses, compiled.
+    pub const SOURCES: &str = "SOURCES";
+    /// `Array<Ladder>`: per slot, row after row, one ladder for each guarded port.
+    pub const LADDERS: &str = "LADDERS";
+    /// `PerCpuArray<Counter>`, see `counter_index`.
+    pub const COUNTERS: &str = "COUNTERS";
+    /// `PerCpuArray<u64>`, see `EventCounter`.
+    pub const EVENT_COUNTERS: &str = "EVENT_COUNTERS";
+    /// `LruHashMap<TallyKey, Tally>`: attempts by source.
+    pub const TALLIES: &str = "TALLIES";
+    /// `PerCpuArray<Budget>` of one: how many events this CPU may still report.
+    pub const BUDGET: &str = "BUDGET";
+    /// `RingBuf` of `Event`.
+    pub const EVENTS: &str = "EVENTS";
+    /// `Array<Explained>` of one: the verdict of the newest test run.
+    pub const EXPLAINED: &str = "EXPLAINED";
+
+    /// All of them: what is pinned.
+    pub const ALL: [&str; 12] = [
+        ACTIVE, POLICY, PORT_BITS, PORTS, SOURCES, LADDERS, COUNTERS, EVENT_COUNTERS, TALLIES, BUDGET,
+        EVENTS, EXPLAINED,
+    ];
+}
+
+/// The names of the programs in the object and in the kernel (which keeps 15 bytes).
+pub mod program {
+    pub const XDP: &str = "guard_xdp";
+    pub const TCX: &str = "guard_tcx";
+    pub const CGROUP: &str = "guard_cgroup";
+
+    /// All of them.
+    pub const ALL: [&str; 3] = [XDP, TCX, CGROUP];
+}
+
+/// A test run sets the packet's `cb[0]` to this, so that the cgroup program writes its verdict to
+/// [`map::EXPLAINED`] and counts nothing. The kernel clears `cb` before it runs the program on a real packet
+/// (`bpf_prog_run_save_cb` in `include/linux/filter.h`). The NIC's programs know a test run by its
+/// interface, which is loopback's.
+pub const EXPLAIN_MARK: u32 = 0x6775_6172;
+
+/// The index of loopback in every network namespace (`LOOPBACK_IFINDEX` in `include/net/flow.h`).
+pub const LOOPBACK_IFINDEX: u32 = 1;

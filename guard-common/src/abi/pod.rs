@@ -1,0 +1,21 @@
+//! Lets aya copy the records to and from maps.
+
+use super::{
+    Budget, Counter, Event, Explained, Ladder, PolicyHeader, PortKey, PortValue, SourceKey, SourceValue, Step,
+    Tally, TallyKey,
+};
+
+macro_rules! pod {
+    ($($record:ty),+ $(,)?) => {
+        $(
+            // SAFETY: `repr(C)`, without padding (the sizes are asserted beside each record), and made of integers only, so
+            // every bit pattern is a value.
+            unsafe impl aya::Pod for $record {}
+        )+
+    };
+}
+
+pod!(
+    Budget, Counter, Event, Explained, Ladder, PolicyHeader, PortKey, PortValue, SourceKey, SourceValue, Step,
+    Tally, TallyKey,
+);

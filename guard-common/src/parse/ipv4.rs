@@ -1,0 +1,44 @@
+//! The IPv4 header (RFC 791).
+
+use crate::{
+    packet::{Family, Known, Outcome, Packet, Protocol},
+    parse::transport,
+    reader::Reader,
+};
+
+const HEADER_BYTES: usize = 20;
+const FRAGMENT_OFFSET_MASK: u16 = 0x1fff;
+
+#[inline]
+pub(super) fn read<R: Reader + ?Sized>(reader: &R, offset: usize, packet: &mut Packet) -> Outcome {
+    let Some(header) = reader.read::<HEADER_BYTES>(offset) else {
+        return Outcome::Undecidable(Known::Nothing);
+    };
+    let Some(protocol) = Protocol::from_number(header[9]) else {
+        return Outcome::NotOurs;
+    };
+    packet.family = Family::V4;
+    packet.protocol = protocol;
+    packet.source = address([header[12], header[13], header[14], header[15]]);
+    packet.destination = address([header[16], header[17], header[18], header[19]]);
+
+    let header_words = usize::from(header[0] & 0x0f);
+    if header[0] >> 4 != 4 || header_words < HEADER_BYTES / 4 {
+        return Outcome::Malformed(Known::Protocol);
+    }
+    let fragment = u16::from_be_bytes([header[6], header[7]]);
+    if fragment & FRAGMENT_OFFSET_MASK != 0 {
+        return Outcome::Undecidable(Known::Protocol);
+    }
+    transport::read(reader, offset + header_words * 4, packet)
+}
+
+#[inline]
+const fn address(octets: [u8; 4]) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[0] = octets[0];
+    bytes[1] = octets[1];
+    bytes[2] = octets[2];
+    bytes[3] = octets[3];
+    bytes
+}

@@ -1,0 +1,92 @@
+//! The IPv6 header and its extension headers (RFC 8200).
+
+use crate::{
+    packet::{Family, Known, Outcome, Packet, Protocol},
+    parse::transport,
+    reader::Reader,
+};
+
+const HEADER_BYTES: usize = 40;
+
+/// Extension headers that are walked. RFC 8200 section 4.1 recommends at most seven places, two of them for the
+/// same destination options; a longer chain is undecidable.
+pub const MAX_EXTENSION_HEADERS: usize = 6;
+
+/// Extension headers, by IANA protocol number. ESP is not among them: what follows it is encrypted, and is judged at the socket.
+mod next_header {
+    pub const HOP_BY_HOP: u8 = 0;
+    pub const ROUTING: u8 = 43;
+    pub const FRAGMENT: u8 = 44;
+    pub const AUTHENTICATION: u8 = 51;
+    pub const DESTINATION_OPTIONS: u8 = 60;
+}
+
+#[inline]
+pub(super) fn read<R: Reader + ?Sized>(reader: &R, offset: usize, packet: &mut Packet) -> Outcome {
+    let Some(header) = reader.read::<HEADER_BYTES>(offset) else {
+        return Outcome::Undecidable(Known::Nothing);
+    };
+    packet.family = Family::V6;
+    packet.source.copy_from_slice(&header[8..24]);
+    packet.destination.copy_from_slice(&header[24..40]);
+    if header[0] >> 4 != 6 {
+        return Outcome::Malformed(Known::Addresses);
+    }
+
+    let mut next = header[6];
+    let mut offset = offset + HEADER_BYTES;
+    for _ in 0..MAX_EXTENSION_HEADERS {
+        if !is_extension(next) {
+            break;
+        }
+        let Some(extension) = reader.read::<4>(offset) else {
+            return Outcome::Undecidable(Known::Addresses);
+        };
+        // Of a later fragment only the fragment header itself is here: what follows is the middle of
+        // something, and `next` names the first header of the whole.
+        let is_later_fragment = next == next_header::FRAGMENT
+            && u16::from_be_bytes([extension[2], extension[3]]) & 0xfff8 != 0;
+        let length = usize::from(extension[1]);
+        offset += match next {
+            next_header::FRAGMENT => 8,
+            next_header::AUTHENTICATION => (length + 2) * 4,
+            _ => (length + 1) * 8,
+        };
+        next = extension[0];
+        if is_later_fragment {
+            return later_fragment(next, packet);
+        }
+    }
+    if is_extension(next) {
+        return Outcome::Undecidable(Known::Addresses);
+    }
+    let Some(protocol) = Protocol::from_number(next) else {
+        return Outcome::NotOurs;
+    };
+    packet.protocol = protocol;
+    transport::read(reader, offset, packet)
+}
+
+#[inline]
+fn later_fragment(next: u8, packet: &mut Packet) -> Outcome {
+    if is_extension(next) {
+        return Outcome::Undecidable(Known::Addresses);
+    }
+    let Some(protocol) = Protocol::from_number(next) else {
+        return Outcome::NotOurs;
+    };
+    packet.protocol = protocol;
+    Outcome::Undecidable(Known::Protocol)
+}
+
+#[inline]
+const fn is_extension(next: u8) -> bool {
+    matches!(
+        next,
+        next_header::HOP_BY_HOP
+            | next_header::ROUTING
+            | next_header::FRAGMENT
+            | next_header::AUTHENTICATION
+            | next_header::DESTINATION_OPTIONS
+    )
+}

@@ -1,0 +1,73 @@
+//! From bytes to the facts a verdict needs.
+//!
+//! Two entries: [`frame`] for a hook that sees the Ethernet header (XDP), [`network`] for one that says where the network
+//! header is and what it holds (TCX, cgroup). Length fields are never trusted over the buffer's own end,
+//! and are not compared with it either: BIG TCP packets carry a length of zero.
+
+mod ipv4;
+mod ipv6;
+mod transport;
+
+pub use ipv6::MAX_EXTENSION_HEADERS;
+
+use crate::{
+    packet::{Known, Outcome, Packet},
+    reader::Reader,
+};
+
+/// Bytes of an Ethernet header without tags.
+pub const ETHERNET_BYTES: usize = 14;
+
+/// VLAN tags that are looked behind (IEEE 802.1Q and 802.1ad); a third makes a packet undecidable.
+pub const MAX_VLAN_TAGS: usize = 2;
+
+/// `EtherType`s, from `include/uapi/linux/if_ether.h`.
+pub mod ethertype {
+    pub const IPV4: u16 = 0x0800;
+    pub const IPV6: u16 = 0x86dd;
+    pub const VLAN: u16 = 0x8100;
+    pub const VLAN_SERVICE: u16 = 0x88a8;
+}
+
+/// Reads an Ethernet frame.
+#[inline]
+pub fn frame<R: Reader + ?Sized>(reader: &R, packet: &mut Packet) -> Outcome {
+    let Some(kind) = reader.read::<2>(ETHERNET_BYTES - 2) else {
+        return Outcome::NotOurs;
+    };
+    network(reader, u16::from_be_bytes(kind), ETHERNET_BYTES, packet)
+}
+
+/// Reads a packet whose network header, of this `EtherType`, stands at `offset`.
+///
+/// VLAN tags may still stand there: a hook behind the kernel's untagging sees the inner of two tags so.
+#[inline]
+pub fn network<R: Reader + ?Sized>(
+    reader: &R,
+    ether_type: u16,
+    offset: usize,
+    packet: &mut Packet,
+) -> Outcome {
+    let mut ether_type = ether_type;
+    let mut offset = offset;
+    for _ in 0..MAX_VLAN_TAGS {
+        if !is_vlan_tag(ether_type) {
+            break;
+        }
+        let Some(kind) = reader.read::<2>(offset + 2) else {
+            return Outcome::NotOurs;
+        };
+        ether_type = u16::from_be_bytes(kind);
+        offset += 4;
+    }
+    match ether_type {
+        ethertype::IPV4 => ipv4::read(reader, offset, packet),
+        ethertype::IPV6 => ipv6::read(reader, offset, packet),
+        tag if is_vlan_tag(tag) => Outcome::Undecidable(Known::Nothing),
+        _ => Outcome::NotOurs,
+    }
+}
+
+const fn is_vlan_tag(ether_type: u16) -> bool {
+    matches!(ether_type, ethertype::VLAN | ethertype::VLAN_SERVICE)
+}

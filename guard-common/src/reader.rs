@@ -1,0 +1,19 @@
+//! How the parser reads a packet, whatever holds it.
+
+/// "Give me `N` bytes at this offset, or nothing."
+///
+/// Offsets count from the place the hook's parse starts at: the Ethernet header for a frame, the IP header for a bare
+/// packet. A slice made from packet pointers is no substitute: to the verifier its length is a number
+/// that proves nothing about the pointer.
+pub trait Reader {
+    /// The `N` bytes at `offset`, or `None` when the packet ends before them.
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+}
+
+impl Reader for [u8] {
+    #[inline]
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let end = offset.checked_add(N)?;
+        self.get(offset..end)?.try_into().ok()
+    }
+}

@@ -1,0 +1,36 @@
+//! The questions a verdict asks of a compiled policy. The kernel programs answer them from maps, tests from plain lists.
+
+use crate::{
+    abi::{PortIndex, Ruling, SourceValue},
+    packet::{AddressBytes, Family, Protocol},
+};
+
+/// A compiled policy. One value answers for one packet: it stands for one whole policy throughout.
+pub trait Rules {
+    /// The index of this guarded port, or `None` when the port is not guarded at that address.
+    fn guarded(
+        &self,
+        protocol: Protocol,
+        family: Family,
+        address: &AddressBytes,
+        port: u16,
+    ) -> Option<PortIndex>;
+
+    /// Whether any port of this protocol is guarded.
+    fn guards(&self, protocol: Protocol) -> bool;
+
+    /// The most specific entry that covers an address; the default (no rule, not local) where none does.
+    fn lookup(&self, family: Family, address: &AddressBytes) -> SourceValue;
+
+    /// What holds now for a source with this entry at this guarded port.
+    fn ruling(&self, value: SourceValue, port: PortIndex) -> Ruling;
+
+    /// Whether packets that would be dropped are only counted, now.
+    fn observing(&self) -> bool;
+
+    /// Whether packets that this host merely forwards are judged as well.
+    fn guards_forwarded(&self) -> bool;
+
+    /// Whether the backstop at the sockets is in force, so that the NIC's hooks may leave to it what they can't decide.
+    fn has_backstop(&self) -> bool;
+}

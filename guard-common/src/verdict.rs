@@ -1,0 +1,289 @@
+//! The verdict: what happens to a packet, and why.
+
+use crate::{
+    abi::{PortIndex, Ruling, SourceValue},
+    packet::{AddressBytes, Family, Known, Outcome, Packet, Protocol},
+    rules::Rules,
+};
+
+/// Where a packet was judged. The numbers are part of the layout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Hook {
+    Xdp = 0,
+    Tcx = 1,
+    Edge = 2,
+    Cgroup = 3,
+}
+
+/// What one packet got. The numbers are part of the layout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Verdict {
+    Pass = 0,
+    Drop = 1,
+    /// In observe mode: passed, and would have been dropped.
+    WouldDrop = 2,
+}
+
+/// Why. The numbers are part of the layout: new ones are appended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Reason {
+    /// Passed by a rule.
+    Allowed = 0,
+    /// Passed as this machine's own.
+    Local = 1,
+    /// No rule allows it.
+    NoRule = 2,
+    /// A rule denies it.
+    Denied = 3,
+    /// Its source or destination can't come from outside.
+    Spoofed = 4,
+    /// It came from outside and now carries a source of this host.
+    Laundered = 5,
+    /// A later fragment, a header cut short, or a longer chain of headers than is walked.
+    Undecidable = 6,
+    /// A header that contradicts itself.
+    Malformed = 7,
+}
+
+impl Hook {
+    pub const ALL: [Self; 4] = [Self::Xdp, Self::Tcx, Self::Edge, Self::Cgroup];
+
+    /// The word for people and in JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Xdp => "xdp",
+            Self::Tcx => "tcx",
+            Self::Edge => "edge",
+            Self::Cgroup => "cgroup",
+        }
+    }
+
+    /// The hook with this number in a record.
+    #[must_use]
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|hook| *hook as u8 == number)
+    }
+}
+
+impl Verdict {
+    pub const ALL: [Self; 3] = [Self::Pass, Self::Drop, Self::WouldDrop];
+
+    /// The word for people and in JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Drop => "drop",
+            Self::WouldDrop => "would-drop",
+        }
+    }
+
+    /// The verdict with this number in a record.
+    #[must_use]
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|verdict| *verdict as u8 == number)
+    }
+}
+
+impl Reason {
+    pub const ALL: [Self; 8] = [
+        Self::Allowed,
+        Self::Local,
+        Self::NoRule,
+        Self::Denied,
+        Self::Spoofed,
+        Self::Laundered,
+        Self::Undecidable,
+        Self::Malformed,
+    ];
+
+    /// The word for people and in JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Allowed => "allowed",
+            Self::Local => "local",
+            Self::NoRule => "no-rule",
+            Self::Denied => "denied",
+            Self::Spoofed => "spoofed",
+            Self::Laundered => "laundered",
+            Self::Undecidable => "undecidable",
+            Self::Malformed => "malformed",
+        }
+    }
+
+    /// The reason with this number in a record.
+    #[must_use]
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| *reason as u8 == number)
+    }
+}
+
+/// The outcome of judging a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// No guarded port: passed, not counted.
+    NotOurs,
+    Judged(Verdict, Reason),
+}
+
+/// Judges a packet that arrives by an outside interface.
+#[inline]
+pub fn from_outside<P: Rules>(outcome: Outcome, packet: &Packet, policy: &P) -> Decision {
+    match outcome {
+        Outcome::NotOurs => Decision::NotOurs,
+        Outcome::Whole | Outcome::Broken => {
+            let Some(port) = guarded_port(packet, packet.port, policy) else {
+                return Decision::NotOurs;
+            };
+            decided(outcome, packet, port, policy)
+        }
+        Outcome::Undecidable(known) => undecided(Reason::Undecidable, known, packet, policy),
+        Outcome::Malformed(known) => undecided(Reason::Malformed, known, packet, policy),
+    }
+}
+
+/// Judges a packet at a socket whose own local port is `socket_port`.
+///
+/// It is for a guarded port when either that port or the packet's destination port is guarded (under TPROXY and
+/// `sk_lookup` they differ); where both are, both must let it in. The packet's source is always known here; when
+/// its ports are not, the socket's decides alone.
+#[inline]
+pub fn at_socket<P: Rules>(packet: &Packet, socket_port: u16, policy: &P) -> Decision {
+    let by_socket = guarded_port(packet, socket_port, policy);
+    let by_packet = guarded_port(packet, packet.port, policy);
+    let (Some(first), second) = (by_socket.or(by_packet), by_packet) else {
+        return Decision::NotOurs;
+    };
+    let value = policy.lookup(packet.family, &packet.source);
+    let mut ruling = policy.ruling(value, first);
+    if let Some(second) = second
+        && second != first
+        && matches!(ruling, Ruling::Allow | Ruling::Local)
+    {
+        ruling = policy.ruling(value, second);
+    }
+    by_ruling(ruling, policy)
+}
+
+#[inline]
+fn guarded_port<P: Rules>(packet: &Packet, port: u16, policy: &P) -> Option<PortIndex> {
+    policy.guarded(packet.protocol, packet.family, &packet.destination, port)
+}
+
+#[inline]
+fn decided<P: Rules>(outcome: Outcome, packet: &Packet, port: PortIndex, policy: &P) -> Decision {
+    if is_loopback(packet.family, &packet.destination) {
+        return stopped(Reason::Spoofed, policy);
+    }
+    if is_transit(packet, policy) {
+        return Decision::NotOurs;
+    }
+    let source = policy.lookup(packet.family, &packet.source);
+    if is_spoofed(packet, source) {
+        return stopped(Reason::Spoofed, policy);
+    }
+    if matches!(outcome, Outcome::Broken) {
+        return stopped(Reason::Malformed, policy);
+    }
+    by_ruling(policy.ruling(source, port), policy)
+}
+
+/// A packet that can't be read to its ports: the backstop's business where there is one.
+#[inline]
+fn undecided<P: Rules>(reason: Reason, known: Known, packet: &Packet, policy: &P) -> Decision {
+    let may_be_guarded = match known {
+        Known::Protocol => policy.guards(packet.protocol),
+        Known::Addresses | Known::Nothing => {
+            policy.guards(Protocol::Tcp) || policy.guards(Protocol::Udp)
+        }
+    };
+    if !may_be_guarded {
+        return Decision::NotOurs;
+    }
+    if !matches!(known, Known::Nothing) && is_transit(packet, policy) {
+        return Decision::NotOurs;
+    }
+    if policy.has_backstop() {
+        return Decision::Judged(Verdict::Pass, reason);
+    }
+    stopped(reason, policy)
+}
+
+#[inline]
+fn by_ruling<P: Rules>(ruling: Ruling, policy: &P) -> Decision {
+    match ruling {
+        Ruling::Allow => Decision::Judged(Verdict::Pass, Reason::Allowed),
+        Ruling::Local => Decision::Judged(Verdict::Pass, Reason::Local),
+        Ruling::NoRule => stopped(Reason::NoRule, policy),
+        Ruling::Deny => stopped(Reason::Denied, policy),
+    }
+}
+
+#[inline]
+fn stopped<P: Rules>(reason: Reason, policy: &P) -> Decision {
+    let verdict = if policy.observing() { Verdict::WouldDrop } else { Verdict::Drop };
+    Decision::Judged(verdict, reason)
+}
+
+/// Whether this host only forwards the packet, and forwarded packets are left alone.
+#[inline]
+fn is_transit<P: Rules>(packet: &Packet, policy: &P) -> bool {
+    !policy.guards_forwarded()
+        && !is_for_every_host(packet.family, &packet.destination)
+        && !policy.lookup(packet.family, &packet.destination).is_local()
+}
+
+/// A source that can't come in by an outside interface (RFC 1122 section 3.2.1.3, RFC 4291 sections 2.5 and 2.7).
+///
+/// `::/96` holds the unspecified address, loopback and the IPv4-compatible addresses; a socket shows a source in
+/// `::ffff:0:0/96` as the IPv4 host embedded in it.
+#[inline]
+fn is_spoofed(packet: &Packet, source: SourceValue) -> bool {
+    let s = &packet.source;
+    let never_a_source = match packet.family {
+        Family::V4 => matches!(s[0], 0 | 127 | 224..),
+        Family::V6 => {
+            s[0] == 0xff
+                || (starts_with_zeros(s, 10)
+                    && matches!((s[10], s[11]), (0, 0) | (0xff, 0xff)))
+        }
+    };
+    never_a_source || source.is_local()
+}
+
+#[inline]
+fn is_loopback(family: Family, address: &AddressBytes) -> bool {
+    match family {
+        Family::V4 => address[0] == 127,
+        Family::V6 => starts_with_zeros(address, 15) && address[15] == 1,
+    }
+}
+
+/// A destination that is this host's without being one of its addresses: multicast, broadcast, and
+/// IPv6 link-local, which no router forwards (RFC 4291 section 2.5.6).
+#[inline]
+fn is_for_every_host(family: Family, address: &AddressBytes) -> bool {
+    match family {
+        Family::V4 => {
+            matches!(address[0], 224..=239) || matches!(address, [255, 255, 255, 255, ..])
+        }
+        Family::V6 => address[0] == 0xff || (address[0] == 0xfe && address[1] & 0xc0 == 0x80),
+    }
+}
+
+#[inline]
+fn starts_with_zeros(address: &AddressBytes, count: usize) -> bool {
+    let mut i = 0;
+    while i < count {
+        if address[i] != 0 {
+            return false;
+        }
+        i += 1;
+    }
+    true
+}

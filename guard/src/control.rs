@@ -1,0 +1,275 @@
+//! What people and programs may ask of guard, and what it answers.
+//!
+//! [`Control`] has two implementations: the engine itself, and the client that speaks to a daemon over the socket. The
+//! command line uses whichever is there, so that a command does the same with and without a daemon.
+
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::rule::{Action, Origin, RuleId};
+
+/// Why a request was not carried out. The policy in force is as it was before.
+#[derive(Clone, Debug, thiserror::Error, Serialize, Deserialize)]
+#[error("{what}")]
+pub struct Failure {
+    pub kind: FailureKind,
+    /// One sentence: what failed.
+    pub what: String,
+    /// One sentence: what to do.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub fix: Option<String>,
+}
+
+/// Decides the exit code and the HTTP status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FailureKind {
+    /// The request itself is wrong: HTTP 400, exit 2.
+    BadRequest,
+    /// The peer may not ask this: HTTP 403, exit 1.
+    Forbidden,
+    /// It needs the caller's confirmation (`--yes`): HTTP 409, exit 1.
+    NeedsConfirmation,
+    /// The system did not let it happen: HTTP 500, exit 1.
+    Failed,
+}
+
+impl Failure {
+    pub fn bad_request(what: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { kind: FailureKind::BadRequest, what: what.into(), fix: Some(fix.into()) }
+    }
+
+    pub fn needs_confirmation(what: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { kind: FailureKind::NeedsConfirmation, what: what.into(), fix: Some(fix.into()) }
+    }
+
+    pub fn failed(what: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { kind: FailureKind::Failed, what: what.into(), fix: Some(fix.into()) }
+    }
+}
+
+/// Asks for rules, one for each source. Body of `POST /v1/rules`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AddRules {
+    pub action: Action,
+    /// As typed: `SRC` of the design.
+    pub sources: Vec<String>,
+    /// As typed; empty for every guarded port.
+    #[serde(default)]
+    pub ports: Vec<String>,
+    /// How long they hold; for ever where it is absent.
+    #[serde(rename = "for", default, skip_serializing_if = "Option::is_none")]
+    pub for_seconds: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub comment: Option<String>,
+    /// Confirms what would otherwise be refused with [`FailureKind::NeedsConfirmation`].
+    #[serde(default)]
+    pub yes: bool,
+}
+
+/// Asks to remove rules. Body of `DELETE /v1/rules`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RemoveRules {
+    /// Ids, or sources as typed.
+    pub rules: Vec<String>,
+}
+
+/// Asks for a mode. Body of `POST /v1/mode`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetMode {
+    pub mode: Mode,
+    /// For `observe`: when dropping resumes; never by itself where it is absent.
+    #[serde(rename = "for", default, skip_serializing_if = "Option::is_none")]
+    pub for_seconds: Option<u64>,
+}
+
+/// Asks what would happen. Body of `POST /v1/explain`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Explain {
+    pub source: IpAddr,
+    /// As typed; the first guarded port where it is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    Enforce,
+    Observe,
+}
+
+/// A rule, as shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleView {
+    pub id: RuleId,
+    pub action: Action,
+    pub source: String,
+    /// Empty for every guarded port.
+    pub ports: Vec<String>,
+    pub until: Option<Timestamp>,
+    pub comment: Option<String>,
+    pub origin: Origin,
+    /// Prefixes it stands for now: 1 for a prefix typed by hand.
+    pub prefixes: usize,
+    /// Wider than needs no `--yes`.
+    #[serde(default)]
+    pub wide: bool,
+}
+
+/// What a change came to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// The generation of the policy now in force; `None` when nothing is loaded, and the change only kept for the next start.
+    pub generation: Option<u64>,
+    /// The rules made or removed, or all rules after a reload.
+    pub rules: Vec<RuleView>,
+    /// Sentences worth knowing.
+    pub notes: Vec<String>,
+}
+
+/// How much of the promise is in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Enforcement {
+    /// Exit 0.
+    Full,
+    /// Everything is in place, and only counts. Exit 3.
+    Observe,
+    /// A part is missing; each is named. Exit 4.
+    Partial,
+    /// Exit 5.
+    None,
+}
+
+/// `guard status`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    pub enforcement: Enforcement,
+    /// What is missing, one sentence each.
+    pub missing: Vec<String>,
+    pub mode: Mode,
+    /// In observe: when dropping resumes.
+    pub observe_until: Option<Timestamp>,
+    pub generation: Option<u64>,
+    /// The daemon's process id, when one is alive.
+    pub daemon: Option<u32>,
+    pub ports: Vec<String>,
+    pub interfaces: Vec<InterfaceStatus>,
+    pub backstop: BackstopStatus,
+    /// Whether enforcement stays when the daemon ends.
+    pub outlives_daemon: bool,
+    pub rules: usize,
+    /// Allow rules wider than /8 (IPv4) or /16 (IPv6).
+    pub wide_rules: Vec<String>,
+    pub counters: Vec<CounterView>,
+    pub events: EventTotals,
+    pub version: String,
+}
+
+/// One interface and what guards it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceStatus {
+    pub name: String,
+    pub index: u32,
+    /// `outside`, `tunnel`, `local bridge`, … as classified.
+    pub class: String,
+    /// How it is covered, as the kernel says: `xdp native`, `xdp generic`, `tcx`, `clsact`; `None` when it is not.
+    pub hook: Option<String>,
+    /// Why it is as it is, where that is worth knowing.
+    pub note: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackstopStatus {
+    pub attached: bool,
+    /// `root`, or what else it is attached to.
+    pub scope: String,
+    pub path: Option<String>,
+}
+
+/// Packets that got one verdict at one hook for one reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CounterView {
+    pub hook: String,
+    pub verdict: String,
+    pub reason: String,
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+/// What became of events.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventTotals {
+    /// Packets at each hook that no event has reported singly.
+    pub unreported: Vec<(String, u64)>,
+    /// Packets in observe that an earlier hook had judged already.
+    pub repeated: u64,
+    /// Events that found the ring full.
+    pub ring_full: u64,
+}
+
+/// `guard explain`: one line per place of arrival.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    pub source: IpAddr,
+    pub port: String,
+    pub places: Vec<PlaceVerdict>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlaceVerdict {
+    /// An interface's name, or `socket`.
+    pub place: String,
+    pub hook: String,
+    /// `pass`, `drop` or `would-drop`; `not-guarded` when the port is not guarded there.
+    pub verdict: String,
+    pub reason: Option<String>,
+    /// The rule that says so.
+    pub rule: Option<RuleView>,
+}
+
+/// Everything that can be asked.
+pub trait Control {
+    /// # Errors
+    /// When neither pins nor state can be read.
+    fn status(&mut self) -> Result<Status, Failure>;
+
+    /// # Errors
+    /// As [`Control::status`].
+    fn rules(&mut self) -> Result<Vec<RuleView>, Failure>;
+
+    /// # Errors
+    /// When a source, port or end is not well formed, needs confirmation, or the policy can't be put in force.
+    fn add_rules(&mut self, request: &AddRules) -> Result<Change, Failure>;
+
+    /// # Errors
+    /// When a word names no rule, several, or one of the file; or the policy can't be put in force.
+    fn remove_rules(&mut self, request: &RemoveRules) -> Result<Change, Failure>;
+
+    /// # Errors
+    /// When the policy can't be put in force.
+    fn set_mode(&mut self, request: &SetMode) -> Result<Change, Failure>;
+
+    /// # Errors
+    /// When nothing is loaded, or the port is not well formed.
+    fn explain(&mut self, request: &Explain) -> Result<Explanation, Failure>;
+
+    /// Reads the configuration and the files of sources again.
+    ///
+    /// # Errors
+    /// When any of them is bad; nothing has changed then.
+    fn reload(&mut self) -> Result<Change, Failure>;
+
+    /// Lifts everything. Answers with one sentence for each thing lifted; a daemon ends afterwards.
+    ///
+    /// # Errors
+    /// When something could not be lifted.
+    fn down(&mut self) -> Result<Vec<String>, Failure>;
+}

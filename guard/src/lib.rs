@@ -1,0 +1,24 @@
+//! guard's control plane: everything but the kernel programs.
+//!
+//! A rule's path is one line: command line or file → [`rule`] → [`policy`] → [`compile`] → [`plan`] → [`kernel`] →
+//! the tables that the programs ask. [`engine`] walks it; [`control`] is what people and programs may ask of it, over
+//! the socket ([`api`]) or, without a daemon, directly.
+
+pub mod api;
+pub mod cli;
+pub mod compile;
+pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod duration;
+pub mod engine;
+pub mod events;
+pub mod exit;
+pub mod host;
+pub mod kernel;
+pub mod output;
+pub mod plan;
+pub mod policy;
+pub mod rule;
+pub mod startup;
+pub mod state;
