@@ -1,0 +1,4 @@
+//! The control API: HTTP and JSON over a Unix socket.
+
+pub mod client;
+pub mod server;
