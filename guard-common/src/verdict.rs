@@ -132,7 +132,7 @@ pub enum Decision {
 }
 
 /// Judges a packet that arrives by an outside interface.
-#[inline]
+#[inline(always)]
 pub fn from_outside<P: Rules>(outcome: Outcome, packet: &Packet, policy: &P) -> Decision {
     match outcome {
         Outcome::NotOurs => Decision::NotOurs,
@@ -152,7 +152,7 @@ pub fn from_outside<P: Rules>(outcome: Outcome, packet: &Packet, policy: &P) -> 
 /// It is for a guarded port when either that port or the packet's destination port is guarded (under TPROXY and
 /// `sk_lookup` they differ); where both are, both must let it in. The packet's source is always known here; when
 /// its ports are not, the socket's decides alone.
-#[inline]
+#[inline(always)]
 pub fn at_socket<P: Rules>(packet: &Packet, socket_port: u16, policy: &P) -> Decision {
     let by_socket = guarded_port(packet, socket_port, policy);
     let by_packet = guarded_port(packet, packet.port, policy);
@@ -170,12 +170,12 @@ pub fn at_socket<P: Rules>(packet: &Packet, socket_port: u16, policy: &P) -> Dec
     by_ruling(ruling, policy)
 }
 
-#[inline]
+#[inline(always)]
 fn guarded_port<P: Rules>(packet: &Packet, port: u16, policy: &P) -> Option<PortIndex> {
     policy.guarded(packet.protocol, packet.family, &packet.destination, port)
 }
 
-#[inline]
+#[inline(always)]
 fn decided<P: Rules>(outcome: Outcome, packet: &Packet, port: PortIndex, policy: &P) -> Decision {
     if is_loopback(packet.family, &packet.destination) {
         return stopped(Reason::Spoofed, policy);
@@ -194,7 +194,7 @@ fn decided<P: Rules>(outcome: Outcome, packet: &Packet, port: PortIndex, policy:
 }
 
 /// A packet that can't be read to its ports: the backstop's business where there is one.
-#[inline]
+#[inline(always)]
 fn undecided<P: Rules>(reason: Reason, known: Known, packet: &Packet, policy: &P) -> Decision {
     let may_be_guarded = match known {
         Known::Protocol => policy.guards(packet.protocol),
@@ -214,7 +214,7 @@ fn undecided<P: Rules>(reason: Reason, known: Known, packet: &Packet, policy: &P
     stopped(reason, policy)
 }
 
-#[inline]
+#[inline(always)]
 fn by_ruling<P: Rules>(ruling: Ruling, policy: &P) -> Decision {
     match ruling {
         Ruling::Allow => Decision::Judged(Verdict::Pass, Reason::Allowed),
@@ -224,14 +224,14 @@ fn by_ruling<P: Rules>(ruling: Ruling, policy: &P) -> Decision {
     }
 }
 
-#[inline]
+#[inline(always)]
 fn stopped<P: Rules>(reason: Reason, policy: &P) -> Decision {
     let verdict = if policy.observing() { Verdict::WouldDrop } else { Verdict::Drop };
     Decision::Judged(verdict, reason)
 }
 
 /// Whether this host only forwards the packet, and forwarded packets are left alone.
-#[inline]
+#[inline(always)]
 fn is_transit<P: Rules>(packet: &Packet, policy: &P) -> bool {
     !policy.guards_forwarded()
         && !is_for_every_host(packet.family, &packet.destination)
@@ -242,7 +242,7 @@ fn is_transit<P: Rules>(packet: &Packet, policy: &P) -> bool {
 ///
 /// `::/96` holds the unspecified address, loopback and the IPv4-compatible addresses; a socket shows a source in
 /// `::ffff:0:0/96` as the IPv4 host embedded in it.
-#[inline]
+#[inline(always)]
 fn is_spoofed(packet: &Packet, source: SourceValue) -> bool {
     let s = &packet.source;
     let never_a_source = match packet.family {
@@ -256,7 +256,7 @@ fn is_spoofed(packet: &Packet, source: SourceValue) -> bool {
     never_a_source || source.is_local()
 }
 
-#[inline]
+#[inline(always)]
 fn is_loopback(family: Family, address: &AddressBytes) -> bool {
     match family {
         Family::V4 => address[0] == 127,
@@ -266,7 +266,7 @@ fn is_loopback(family: Family, address: &AddressBytes) -> bool {
 
 /// A destination that is this host's without being one of its addresses: multicast, broadcast, and
 /// IPv6 link-local, which no router forwards (RFC 4291 section 2.5.6).
-#[inline]
+#[inline(always)]
 fn is_for_every_host(family: Family, address: &AddressBytes) -> bool {
     match family {
         Family::V4 => {
@@ -276,7 +276,7 @@ fn is_for_every_host(family: Family, address: &AddressBytes) -> bool {
     }
 }
 
-#[inline]
+#[inline(always)]
 fn starts_with_zeros(address: &AddressBytes, count: usize) -> bool {
     let mut i = 0;
     while i < count {

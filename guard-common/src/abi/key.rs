@@ -21,7 +21,7 @@ const _: () = assert!(size_of::<PortKey>() == 24);
 
 impl PortKey {
     /// The key of a port that is guarded at every local address.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub const fn at_every_address(slot: u32, protocol: Protocol, port: u16) -> Self {
         Self {
@@ -72,14 +72,14 @@ impl SourceKey {
     /// Bits before the address.
     pub const HEAD_BITS: u32 = 32;
 
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub const fn new(slot: u32, family: Family, address: AddressBytes) -> Self {
         Self { slot: slot as u8, family: family as u8, reserved: [0; 2], address }
     }
 
     /// The prefix length, in the kernel's sense, of a key for an address prefix of `bits` bits.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub const fn prefix_bits(bits: u8) -> u32 {
         Self::HEAD_BITS + bits as u32

@@ -24,7 +24,7 @@ pub use policy::{
 };
 pub use stats::{
     Budget, Counter, EVENT_BURST, EVENT_INTERVAL_NS, EVENTS_PER_SECOND, EventCounter, MAX_TALLIES,
-    Tally, TallyKey, counter_index, counter_slots,
+    REPEAT_WINDOW_NS, Tally, TallyKey, counter_index, counter_slots,
 };
 
 /// The number of this layout of records and maps; names the pin directory (`v1`).
@@ -37,7 +37,7 @@ pub const POLICY_SLOTS: u32 = 2;
 pub const PORT_WORDS: u32 = 65_536 / 64;
 
 /// Where the word of `protocol`'s and `port`'s bit stands in [`map::PORT_BITS`].
-#[inline]
+#[inline(always)]
 #[must_use]
 pub const fn port_word(slot: u32, protocol: crate::packet::Protocol, port: u16) -> u32 {
     let table = match protocol {

@@ -47,7 +47,7 @@ pub struct PolicyHeader {
 const _: () = assert!(size_of::<PolicyHeader>() == 56);
 
 impl PolicyHeader {
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub const fn has(&self, flag: u32) -> bool {
         self.flags & flag != 0
@@ -85,7 +85,7 @@ pub struct SourceValue {
 const _: () = assert!(size_of::<SourceValue>() == 8);
 
 impl SourceValue {
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub const fn is_local(self) -> bool {
         self.flags & SOURCE_LOCAL != 0
@@ -109,7 +109,7 @@ pub enum Ruling {
 
 impl Ruling {
     /// A number no writer of this layout stores is read as "no rule": closed.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub const fn from_number(number: u32) -> Self {
         match number {
@@ -142,7 +142,7 @@ impl Step {
         Self { until_ns, ruling: ruling as u32, reserved: 0 }
     }
 
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub const fn ruling(&self) -> Ruling {
         Ruling::from_number(self.ruling)
@@ -169,7 +169,7 @@ impl Ladder {
     }
 
     /// What holds at `now_ns`, which is asked for only where something ends.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn at(&self, now_ns: impl FnOnce() -> u64) -> Ruling {
         if self.steps[0].until_ns == NO_END {

@@ -28,7 +28,7 @@ pub const fn counter_slots() -> u32 {
 }
 
 /// Where a verdict is counted.
-#[inline]
+#[inline(always)]
 #[must_use]
 pub const fn counter_index(hook: Hook, verdict: Verdict, reason: Reason) -> u32 {
     ((hook as u32) * VERDICTS + verdict as u32) * REASONS + reason as u32
@@ -36,29 +36,21 @@ pub const fn counter_index(hook: Hook, verdict: Verdict, reason: Reason) -> u32 
 
 /// Index into `EVENT_COUNTERS`.
 ///
-/// The numbers of one kind are added up over CPUs with wrap-around: a packet may be held back on one CPU and reported on another.
+/// The numbers of one kind are added up over CPUs with wrap-around: a packet may be held back on one CPU and
+/// reported on another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum EventCounter {
-    /// Dropped packets that no event has reported, at the NIC's XDP hook.
-    UnreportedXdp = 0,
-    UnreportedTcx = 1,
-    UnreportedEdge = 2,
-    UnreportedCgroup = 3,
+    /// Packets that got `drop` or `would-drop` and that no event has reported.
+    Unreported = 0,
     /// Packets that an earlier hook had judged already (observe): counted, never reported again.
-    Repeated = 4,
+    Repeated = 1,
     /// Events that found the ring full. Their packets are among the unreported.
-    RingFull = 5,
+    RingFull = 2,
 }
 
 impl EventCounter {
-    pub const COUNT: u32 = 6;
-
-    #[inline]
-    #[must_use]
-    pub const fn unreported(hook: Hook) -> u32 {
-        hook as u32
-    }
+    pub const COUNT: u32 = 3;
 }
 
 /// How many sources are tallied; beyond that the least recently seen are forgotten.
@@ -76,7 +68,7 @@ pub struct TallyKey {
 const _: () = assert!(size_of::<TallyKey>() == 24);
 
 impl TallyKey {
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn new(family: Family, source: &AddressBytes) -> Self {
         let mut kept = *source;
@@ -123,6 +115,9 @@ pub struct Tally {
 
 const _: () = assert!(size_of::<Tally>() == 64);
 
+/// How long after a NIC's hook judged a source a `would-drop` of it at a socket counts as the same attempt.
+pub const REPEAT_WINDOW_NS: u64 = 2_000_000_000;
+
 /// A source is reported at most once in this time.
 pub const EVENT_INTERVAL_NS: u64 = 1_000_000_000;
 /// Events a CPU may report in a second.
@@ -143,7 +138,7 @@ const _: () = assert!(size_of::<Budget>() == 16);
 
 impl Budget {
     /// Takes one token if there is one.
-    #[inline]
+    #[inline(always)]
     pub fn take(&mut self, now_ns: u64) -> bool {
         const NS_PER_EVENT: u64 = 1_000_000_000 / EVENTS_PER_SECOND;
         let earned = now_ns.wrapping_sub(self.refilled_ns) / NS_PER_EVENT;

@@ -2,20 +2,20 @@
 
 use crate::{
     packet::{Family, Known, Outcome, Packet, Protocol},
-    parse::transport,
+    parse::Next,
     reader::Reader,
 };
 
 const HEADER_BYTES: usize = 20;
 const FRAGMENT_OFFSET_MASK: u16 = 0x1fff;
 
-#[inline]
-pub(super) fn read<R: Reader + ?Sized>(reader: &R, offset: usize, packet: &mut Packet) -> Outcome {
+#[inline(always)]
+pub(super) fn read<R: Reader + ?Sized>(reader: &R, offset: usize, packet: &mut Packet) -> Next {
     let Some(header) = reader.read::<HEADER_BYTES>(offset) else {
-        return Outcome::Undecidable(Known::Nothing);
+        return Next::End(Outcome::Undecidable(Known::Nothing));
     };
     let Some(protocol) = Protocol::from_number(header[9]) else {
-        return Outcome::NotOurs;
+        return Next::End(Outcome::NotOurs);
     };
     packet.family = Family::V4;
     packet.protocol = protocol;
@@ -24,16 +24,16 @@ pub(super) fn read<R: Reader + ?Sized>(reader: &R, offset: usize, packet: &mut P
 
     let header_words = usize::from(header[0] & 0x0f);
     if header[0] >> 4 != 4 || header_words < HEADER_BYTES / 4 {
-        return Outcome::Malformed(Known::Protocol);
+        return Next::End(Outcome::Malformed(Known::Protocol));
     }
     let fragment = u16::from_be_bytes([header[6], header[7]]);
     if fragment & FRAGMENT_OFFSET_MASK != 0 {
-        return Outcome::Undecidable(Known::Protocol);
+        return Next::End(Outcome::Undecidable(Known::Protocol));
     }
-    transport::read(reader, offset + header_words * 4, packet)
+    Next::Transport(offset + header_words * 4)
 }
 
-#[inline]
+#[inline(always)]
 const fn address(octets: [u8; 4]) -> [u8; 16] {
     let mut bytes = [0; 16];
     bytes[0] = octets[0];

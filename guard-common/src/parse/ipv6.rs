@@ -2,7 +2,7 @@
 
 use crate::{
     packet::{Family, Known, Outcome, Packet, Protocol},
-    parse::transport,
+    parse::Next,
     reader::Reader,
 };
 
@@ -21,16 +21,16 @@ mod next_header {
     pub const DESTINATION_OPTIONS: u8 = 60;
 }
 
-#[inline]
-pub(super) fn read<R: Reader + ?Sized>(reader: &R, offset: usize, packet: &mut Packet) -> Outcome {
+#[inline(always)]
+pub(super) fn read<R: Reader + ?Sized>(reader: &R, offset: usize, packet: &mut Packet) -> Next {
     let Some(header) = reader.read::<HEADER_BYTES>(offset) else {
-        return Outcome::Undecidable(Known::Nothing);
+        return Next::End(Outcome::Undecidable(Known::Nothing));
     };
     packet.family = Family::V6;
     packet.source.copy_from_slice(&header[8..24]);
     packet.destination.copy_from_slice(&header[24..40]);
     if header[0] >> 4 != 6 {
-        return Outcome::Malformed(Known::Addresses);
+        return Next::End(Outcome::Malformed(Known::Addresses));
     }
 
     let mut next = header[6];
@@ -40,7 +40,7 @@ pub(super) fn read<R: Reader + ?Sized>(reader: &R, offset: usize, packet: &mut P
             break;
         }
         let Some(extension) = reader.read::<4>(offset) else {
-            return Outcome::Undecidable(Known::Addresses);
+            return Next::End(Outcome::Undecidable(Known::Addresses));
         };
         // Of a later fragment only the fragment header itself is here: what follows is the middle of
         // something, and `next` names the first header of the whole.
@@ -58,28 +58,28 @@ pub(super) fn read<R: Reader + ?Sized>(reader: &R, offset: usize, packet: &mut P
         }
     }
     if is_extension(next) {
-        return Outcome::Undecidable(Known::Addresses);
+        return Next::End(Outcome::Undecidable(Known::Addresses));
     }
     let Some(protocol) = Protocol::from_number(next) else {
-        return Outcome::NotOurs;
+        return Next::End(Outcome::NotOurs);
     };
     packet.protocol = protocol;
-    transport::read(reader, offset, packet)
+    Next::Transport(offset)
 }
 
-#[inline]
-fn later_fragment(next: u8, packet: &mut Packet) -> Outcome {
+#[inline(always)]
+fn later_fragment(next: u8, packet: &mut Packet) -> Next {
     if is_extension(next) {
-        return Outcome::Undecidable(Known::Addresses);
+        return Next::End(Outcome::Undecidable(Known::Addresses));
     }
     let Some(protocol) = Protocol::from_number(next) else {
-        return Outcome::NotOurs;
+        return Next::End(Outcome::NotOurs);
     };
     packet.protocol = protocol;
-    Outcome::Undecidable(Known::Protocol)
+    Next::End(Outcome::Undecidable(Known::Protocol))
 }
 
-#[inline]
+#[inline(always)]
 const fn is_extension(next: u8) -> bool {
     matches!(
         next,

@@ -1,14 +1,16 @@
 //! From bytes to the facts a verdict needs.
 //!
-//! Two entries: [`frame`] for a hook that sees the Ethernet header (XDP), [`network`] for one that says where the network
-//! header is and what it holds (TCX, cgroup). Length fields are never trusted over the buffer's own end,
+//! Three entries: [`frame`] for a hook that sees the Ethernet header (XDP), [`network`] for one that says where the network
+//! header is and what it holds (TCX), [`at_socket`] for one behind the kernel's own parser (cgroup). Length fields are never trusted over the buffer's own end,
 //! and are not compared with it either: BIG TCP packets carry a length of zero.
 
 mod ipv4;
 mod ipv6;
+mod socket;
 mod transport;
 
 pub use ipv6::MAX_EXTENSION_HEADERS;
+pub use socket::at_socket;
 
 use crate::{
     packet::{Known, Outcome, Packet},
@@ -30,7 +32,7 @@ pub mod ethertype {
 }
 
 /// Reads an Ethernet frame.
-#[inline]
+#[inline(always)]
 pub fn frame<R: Reader + ?Sized>(reader: &R, packet: &mut Packet) -> Outcome {
     let Some(kind) = reader.read::<2>(ETHERNET_BYTES - 2) else {
         return Outcome::NotOurs;
@@ -41,7 +43,7 @@ pub fn frame<R: Reader + ?Sized>(reader: &R, packet: &mut Packet) -> Outcome {
 /// Reads a packet whose network header, of this `EtherType`, stands at `offset`.
 ///
 /// VLAN tags may still stand there: a hook behind the kernel's untagging sees the inner of two tags so.
-#[inline]
+#[inline(always)]
 pub fn network<R: Reader + ?Sized>(
     reader: &R,
     ether_type: u16,
@@ -60,12 +62,24 @@ pub fn network<R: Reader + ?Sized>(
         ether_type = u16::from_be_bytes(kind);
         offset += 4;
     }
-    match ether_type {
+    let next = match ether_type {
         ethertype::IPV4 => ipv4::read(reader, offset, packet),
         ethertype::IPV6 => ipv6::read(reader, offset, packet),
-        tag if is_vlan_tag(tag) => Outcome::Undecidable(Known::Nothing),
-        _ => Outcome::NotOurs,
+        tag if is_vlan_tag(tag) => Next::End(Outcome::Undecidable(Known::Nothing)),
+        _ => Next::End(Outcome::NotOurs),
+    };
+    match next {
+        Next::Transport(offset) => transport::read(reader, offset, packet),
+        Next::End(outcome) => outcome,
     }
+}
+
+/// What stands behind an IP header and its extension headers.
+enum Next {
+    /// TCP or UDP, at this offset.
+    Transport(usize),
+    /// Nothing that can be read on.
+    End(Outcome),
 }
 
 const fn is_vlan_tag(ether_type: u16) -> bool {

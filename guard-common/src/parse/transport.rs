@@ -5,7 +5,7 @@ use crate::{
     reader::Reader,
 };
 
-#[inline]
+#[inline(always)]
 pub(super) fn read<R: Reader + ?Sized>(reader: &R, offset: usize, packet: &mut Packet) -> Outcome {
     let Some([s0, s1, d0, d1]) = reader.read::<4>(offset) else {
         return Outcome::Undecidable(Known::Protocol);

@@ -1,1 +1,19 @@
 //! The kernel's side of guard, and the only module that names aya: loading, attaching, pinning and asking what is in force.
+//!
+//! Pins are the only record: what this process remembers is never taken for what the kernel does.
+
+pub mod attach;
+pub mod counters;
+mod error;
+pub mod explain;
+pub mod links;
+pub mod load;
+pub mod lock;
+mod object;
+pub mod pins;
+pub mod probe;
+pub mod ring;
+mod sys;
+pub mod tables;
+
+pub use error::KernelError;

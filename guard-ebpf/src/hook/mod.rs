@@ -1,0 +1,5 @@
+//! The programs, one a hook.
+
+mod cgroup;
+mod tcx;
+mod xdp;

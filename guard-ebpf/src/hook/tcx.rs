@@ -1,0 +1,37 @@
+//! TCX ingress (clsact below 6.6) on outside interfaces and tunnels. Headers are read from the network header on, so
+//! that the link type never matters.
+
+use aya_ebpf::{bindings::TC_ACT_SHOT, macros::classifier, programs::TcContext};
+use guard_common::{
+    packet::Packet,
+    parse,
+    verdict::{self, Hook},
+};
+
+use crate::{
+    maps::InForce,
+    reader::SkbReader,
+    report::{self, Arrival},
+};
+
+/// `TCX_NEXT`, and `TC_ACT_UNSPEC` under clsact: the next program decides (`include/uapi/linux/bpf.h`).
+const NEXT: i32 = -1;
+
+#[classifier]
+fn guard_tcx(ctx: TcContext) -> i32 {
+    let Some(policy) = InForce::now() else {
+        return NEXT;
+    };
+    let skb = SkbReader::new(ctx.skb.skb);
+    let mut packet = Packet::EMPTY;
+    let outcome = parse::network(&skb, skb.ether_type(), 0, &mut packet);
+    let decision = verdict::from_outside(outcome, &packet, &policy);
+    let arrival = Arrival {
+        hook: Hook::Tcx,
+        ifindex: skb.ifindex(),
+        packets: skb.wire_packets(),
+        bytes: u64::from(skb.bytes_from_network_header()),
+        is_test_run: report::is_test_run(skb.ifindex()),
+    };
+    if report::report(decision, &packet, &arrival) { TC_ACT_SHOT } else { NEXT }
+}

@@ -1,0 +1,37 @@
+//! XDP on an outside Ethernet interface: before the kernel allocates anything, and before NAT.
+
+use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
+use guard_common::{
+    packet::Packet,
+    parse::{self, ETHERNET_BYTES},
+    verdict::{self, Hook},
+};
+
+use crate::{
+    maps::InForce,
+    reader::FrameReader,
+    report::{self, Arrival},
+};
+
+#[xdp(frags)]
+fn guard_xdp(ctx: XdpContext) -> u32 {
+    let Some(policy) = InForce::now() else {
+        return xdp_action::XDP_PASS;
+    };
+    let frame = FrameReader::new(&ctx);
+    let mut packet = Packet::EMPTY;
+    let outcome = parse::frame(&frame, &mut packet);
+    let decision = verdict::from_outside(outcome, &packet, &policy);
+    let arrival = Arrival {
+        hook: Hook::Xdp,
+        ifindex: ctx.ingress_ifindex() as u32,
+        packets: 1,
+        bytes: frame.len().saturating_sub(ETHERNET_BYTES) as u64,
+        is_test_run: report::is_test_run(ctx.ingress_ifindex() as u32),
+    };
+    if report::report(decision, &packet, &arrival) {
+        xdp_action::XDP_DROP
+    } else {
+        xdp_action::XDP_PASS
+    }
+}

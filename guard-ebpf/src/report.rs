@@ -1,0 +1,215 @@
+//! What becomes known of a verdict: a counter for every packet judged, a tally and an event for attempts.
+
+use aya_ebpf::bindings::BPF_NOEXIST;
+use guard_common::{
+    abi::{
+        EVENT_INTERVAL_NS, Event, EventCounter, Explained, LOOPBACK_IFINDEX, REPEAT_WINDOW_NS,
+        Tally, TallyKey, counter_index,
+    },
+    packet::Packet,
+    verdict::{Decision, Hook, Reason, Verdict},
+};
+
+use crate::{
+    maps::{self, BUDGET, COUNTERS, EVENT_COUNTERS, EVENTS, EXPLAINED, TALLIES},
+    shared::Shared,
+};
+
+/// How a packet came to its hook.
+pub struct Arrival {
+    pub hook: Hook,
+    pub ifindex: u32,
+    /// Packets it was on the wire.
+    pub packets: u64,
+    /// From the IP header on.
+    pub bytes: u64,
+    /// It is no packet: somebody asks what would happen to it.
+    pub is_test_run: bool,
+}
+
+/// A NIC's program is never attached to loopback, and `BPF_PROG_TEST_RUN` says that its packets come from there
+/// (`bpf_prog_test_run_skb` and `bpf_prog_test_run_xdp` in `net/bpf/test_run.c`).
+#[inline(always)]
+pub fn is_test_run(ifindex: u32) -> bool {
+    ifindex == LOOPBACK_IFINDEX
+}
+
+/// Counts and reports a decision; returns whether the packet is to be dropped.
+#[inline(always)]
+pub fn report(decision: Decision, packet: &Packet, arrival: &Arrival) -> bool {
+    let Decision::Judged(verdict, reason) = decision else {
+        return false;
+    };
+    if arrival.is_test_run {
+        answer(verdict, reason, arrival.hook);
+    } else {
+        count(verdict, reason, arrival);
+        if !matches!(verdict, Verdict::Pass) {
+            attempt(verdict, reason, packet, arrival);
+        }
+    }
+    matches!(verdict, Verdict::Drop)
+}
+
+#[inline(always)]
+fn answer(verdict: Verdict, reason: Reason, hook: Hook) {
+    let explained = Explained {
+        judged: 1,
+        hook: hook as u8,
+        verdict: verdict as u8,
+        reason: reason as u8,
+        reserved: 0,
+    };
+    // The map has an entry 0, so this can't fail.
+    let _ = EXPLAINED.set(0, explained, 0);
+}
+
+#[inline(always)]
+fn count(verdict: Verdict, reason: Reason, arrival: &Arrival) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(counter_index(arrival.hook, verdict, reason)) {
+        // SAFETY: the entry is this CPU's own. A program of another hook may interrupt this one between load and
+        // store only where it runs at another level (softirq over a socket's backlog), and then has another index.
+        unsafe {
+            (*counter).packets += arrival.packets;
+            (*counter).bytes += arrival.bytes;
+        }
+    }
+}
+
+#[inline(always)]
+fn add_to_event_counter(which: EventCounter, packets: u64) {
+    if let Some(counter) = EVENT_COUNTERS.get_ptr_mut(which as u32) {
+        // SAFETY: map values are aligned to 8 bytes and live as long as the map. Shared, since one hook's program may
+        // interrupt another's.
+        unsafe { Shared::new(counter) }.add(packets);
+    }
+}
+
+/// Tallies an attempt by its source, and reports it where neither the source was reported a moment ago nor the CPU's budget is spent.
+#[inline(always)]
+fn attempt(verdict: Verdict, reason: Reason, packet: &Packet, arrival: &Arrival) {
+    let now_ns = maps::boot_ns();
+    let key = TallyKey::new(packet.family, &packet.source);
+    let Some(tally) = find_or_make(&key, now_ns) else {
+        add_to_event_counter(EventCounter::Unreported, arrival.packets);
+        return;
+    };
+    // SAFETY: an LRU entry's memory stays a tally until the program ends, at worst another source's (the kernel hands it out
+    // again without waiting); every word is written whole, so that the worst is a number that is off.
+    let tally = unsafe { SharedTally::new(tally) };
+
+    let is_repeat = matches!(arrival.hook, Hook::Cgroup)
+        && matches!(verdict, Verdict::WouldDrop)
+        && now_ns.wrapping_sub(tally.nic_ns.load()) < REPEAT_WINDOW_NS;
+    if is_repeat {
+        add_to_event_counter(EventCounter::Repeated, arrival.packets);
+        return;
+    }
+    tally.packets.add(arrival.packets);
+    tally.bytes.add(arrival.bytes);
+    tally.last_ns.store(now_ns);
+    if !matches!(arrival.hook, Hook::Cgroup) {
+        tally.nic_ns.store(now_ns);
+    }
+
+    let is_due = now_ns.wrapping_sub(tally.reported_ns.load()) >= EVENT_INTERVAL_NS;
+    if is_due && within_budget(now_ns) {
+        let held_packets = not_below_zero(tally.pending_packets.load());
+        let held_bytes = not_below_zero(tally.pending_bytes.load());
+        let event = Event {
+            time_ns: now_ns,
+            packets: arrival.packets + held_packets,
+            bytes: arrival.bytes + held_bytes,
+            source: packet.source,
+            destination: packet.destination,
+            ifindex: arrival.ifindex,
+            source_port: packet.source_port,
+            port: packet.port,
+            hook: arrival.hook as u8,
+            verdict: verdict as u8,
+            reason: reason as u8,
+            family: packet.family as u8,
+            protocol: packet.protocol as u8,
+            tcp_flags: packet.tcp_flags,
+            reserved: [0; 2],
+            reserved_ids: [0; 2],
+        };
+        if send(event) {
+            tally.reported_ns.store(now_ns);
+            tally.pending_packets.add(held_packets.wrapping_neg());
+            tally.pending_bytes.add(held_bytes.wrapping_neg());
+            add_to_event_counter(EventCounter::Unreported, held_packets.wrapping_neg());
+            return;
+        }
+        add_to_event_counter(EventCounter::RingFull, 1);
+    }
+    tally.pending_packets.add(arrival.packets);
+    tally.pending_bytes.add(arrival.bytes);
+    add_to_event_counter(EventCounter::Unreported, arrival.packets);
+}
+
+#[inline(always)]
+fn find_or_make(key: &TallyKey, now_ns: u64) -> Option<*mut Tally> {
+    if let Some(tally) = TALLIES.get_ptr_mut(key) {
+        return Some(tally);
+    }
+    let fresh = Tally { first_ns: now_ns, ..Tally::default() };
+    // Another CPU may have made it meanwhile; either way it is there now.
+    let _ = TALLIES.insert(key, fresh, u64::from(BPF_NOEXIST));
+    TALLIES.get_ptr_mut(key)
+}
+
+#[inline(always)]
+fn within_budget(now_ns: u64) -> bool {
+    BUDGET.get_ptr_mut(0).is_some_and(|budget| {
+        // SAFETY: the entry is this CPU's own; where programs of two hooks interleave, an event more or less is reported.
+        unsafe { (*budget).take(now_ns) }
+    })
+}
+
+#[inline(always)]
+fn send(event: Event) -> bool {
+    let Some(mut entry) = EVENTS.reserve::<Event>(0) else {
+        return false;
+    };
+    entry.write(event);
+    entry.submit(0);
+    true
+}
+
+/// What is pending may have fallen below zero, see [`Tally`].
+#[inline(always)]
+fn not_below_zero(pending: u64) -> u64 {
+    (pending.cast_signed()).max(0).cast_unsigned()
+}
+
+/// A tally that all CPUs write at once.
+struct SharedTally {
+    packets: Shared,
+    bytes: Shared,
+    pending_packets: Shared,
+    pending_bytes: Shared,
+    last_ns: Shared,
+    reported_ns: Shared,
+    nic_ns: Shared,
+}
+
+impl SharedTally {
+    /// # Safety
+    /// `tally` must point to a map value of this layout that stays mapped while the program runs.
+    #[inline(always)]
+    unsafe fn new(tally: *mut Tally) -> Self {
+        // SAFETY: as the caller says; each field is aligned to 8 bytes.
+        unsafe {
+            Self {
+                packets: Shared::new(&raw mut (*tally).packets),
+                bytes: Shared::new(&raw mut (*tally).bytes),
+                pending_packets: Shared::new(&raw mut (*tally).pending_packets),
+                pending_bytes: Shared::new(&raw mut (*tally).pending_bytes),
+                last_ns: Shared::new(&raw mut (*tally).last_ns),
+                reported_ns: Shared::new(&raw mut (*tally).reported_ns),
+                nic_ns: Shared::new(&raw mut (*tally).nic_ns),
+            }
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Puts the programs and maps into the kernel and under their pins.
+
+use std::{fs, path::Path};
+
+use aya::{
+    EbpfLoader,
+    programs::{CgroupSkb, Program, ProgramError, SchedClassifier, Xdp},
+};
+use guard_common::abi::{map, program};
+
+use super::{KernelError, object, pins::Pins};
+
+/// What loading came to.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// Why this kernel has no XDP program of ours; the others are there.
+    pub no_xdp: Option<String>,
+    /// The maps were there already: a policy may be in force.
+    pub adopted: bool,
+}
+
+/// Loads this binary's programs over the pinned maps, making what is missing, and pins them in place of older ones. What
+/// is attached stays as it is until the links are updated.
+///
+/// # Errors
+/// When the kernel refuses; pins that were there before are untouched.
+pub fn load(pins: &Pins) -> Result<Loaded, KernelError> {
+    let object = object::object()?;
+    let adopted = pins.map(map::ACTIVE).exists();
+    let result = load_and_pin(object, pins, adopted);
+    if result.is_err() && !adopted {
+        // Half a set of pins would look like something to adopt. What failed matters more than that.
+        if let Err(error) = pins.remove_all() {
+            log::warn!("{error}");
+        }
+    }
+    result
+}
+
+fn load_and_pin(object: &[u8], pins: &Pins, adopted: bool) -> Result<Loaded, KernelError> {
+    pins.make_directories()?;
+    let mut loader = EbpfLoader::new();
+    for name in map::ALL {
+        loader.map_pin_path(name, pins.map(name));
+    }
+    let mut ebpf = loader.load(object).map_err(|error| KernelError::Load(chain(&error)))?;
+
+    let mut loaded = Loaded { no_xdp: None, adopted };
+    for name in program::ALL {
+        let program = ebpf.program_mut(name).ok_or(KernelError::NoObject)?;
+        match load_program(program) {
+            Ok(()) => pin_program(program, name, pins)?,
+            Err(error) if name == program::XDP => loaded.no_xdp = Some(chain(&error)),
+            Err(source) => return Err(KernelError::Program { name, source }),
+        }
+    }
+    Ok(loaded)
+}
+
+fn load_program(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::Xdp(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        Program::CgroupSkb(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
+fn pin_program(program: &mut Program, name: &'static str, pins: &Pins) -> Result<(), KernelError> {
+    let path = pins.program(name);
+    let fresh = pins.program(&format!("{name}_new"));
+    let failed = |what, path: &Path, source| KernelError::Pin { what, path: path.into(), source };
+    match fs::remove_file(&fresh) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(failed("removing", &fresh, error));
+        }
+        _ => {}
+    }
+    program
+        .pin(&fresh)
+        .map_err(|error| failed("pinning a program at", &fresh, std::io::Error::other(error)))?;
+    fs::rename(&fresh, &path).map_err(|error| failed("pinning a program at", &path, error))
+}
+
+/// The pinned programs, whoever loaded them.
+#[derive(Debug)]
+pub struct Programs {
+    /// `None` where this kernel takes no XDP program of ours.
+    pub xdp: Option<Xdp>,
+    pub tcx: SchedClassifier,
+    pub cgroup: CgroupSkb,
+}
+
+impl Programs {
+    /// # Errors
+    /// [`KernelError::Program`] when a pin is missing or holds something else.
+    pub fn open(pins: &Pins) -> Result<Self, KernelError> {
+        let failed = |name| move |source| KernelError::Program { name, source };
+        let xdp_pin = pins.program(program::XDP);
+        let xdp = xdp_pin
+            .exists()
+            .then(|| Xdp::from_pin(&xdp_pin, aya_obj::programs::XdpAttachType::Interface))
+            .transpose()
+            .map_err(failed(program::XDP))?;
+        let tcx = SchedClassifier::from_pin(pins.program(program::TCX)).map_err(failed(program::TCX))?;
+        let cgroup = CgroupSkb::from_pin(
+            pins.program(program::CGROUP),
+            aya_obj::programs::CgroupSkbAttachType::Ingress,
+        )
+        .map_err(failed(program::CGROUP))?;
+        Ok(Self { xdp, tcx, cgroup })
+    }
+}
+
+/// An error with its causes, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let line = error.to_string();
+        if !text.contains(&line) {
+            text = format!("{text}: {line}");
+        }
+        cause = error.source();
+    }
+    text
+}

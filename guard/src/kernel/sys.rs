@@ -1,0 +1,195 @@
+//! The few commands of the `bpf` system call that aya keeps to itself: links as they are in the kernel, whoever made them.
+
+use std::{
+    ffi::CString,
+    io, mem,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+};
+
+use aya_obj::generated::{
+    bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_link_type, bpf_map_type,
+};
+
+/// `BPF_F_BEFORE` of `include/uapi/linux/bpf.h`: stand before the programs that are there.
+const BEFORE: u32 = 1 << 3;
+
+fn zeroed() -> bpf_attr {
+    // SAFETY: the union is made of integers, for which all zeros is a value; the kernel wants unused bytes to be zero.
+    unsafe { mem::zeroed() }
+}
+
+fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<u32> {
+    // SAFETY: `attr` is a whole `bpf_attr`, whose pointers the caller has made from live references.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, command as libc::c_long, &raw mut *attr, size_of::<bpf_attr>())
+    };
+    u32::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+fn bpf_fd(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<OwnedFd> {
+    let fd = bpf(command, attr)?.cast_signed();
+    // SAFETY: the command succeeded, so the number is a descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn raw(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd().cast_unsigned()
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::from)
+}
+
+/// What a link ties a program to.
+#[derive(Clone, Copy, Debug)]
+pub enum Target<'a> {
+    XdpNative(u32),
+    XdpGeneric(u32),
+    /// TCX ingress, before the programs that are there.
+    Tcx(u32),
+    /// Ingress of a cgroup v2 directory.
+    Cgroup(BorrowedFd<'a>),
+}
+
+/// Attaches a program. Kernel 5.9 for XDP, 6.6 for TCX, 5.7 for a cgroup.
+pub fn link_create(program: BorrowedFd<'_>, target: Target<'_>) -> io::Result<OwnedFd> {
+    use bpf_attach_type::{BPF_CGROUP_INET_INGRESS, BPF_TCX_INGRESS, BPF_XDP};
+    let (target, attach_type, flags) = match target {
+        Target::XdpNative(index) => (index, BPF_XDP, aya_obj::generated::XDP_FLAGS_DRV_MODE),
+        Target::XdpGeneric(index) => (index, BPF_XDP, aya_obj::generated::XDP_FLAGS_SKB_MODE),
+        Target::Tcx(index) => (index, BPF_TCX_INGRESS, BEFORE),
+        // The kernel runs links of a cgroup beside others' programs by itself, and takes no flag for it.
+        Target::Cgroup(directory) => (raw(directory), BPF_CGROUP_INET_INGRESS, 0),
+    };
+    let mut attr = zeroed();
+    attr.link_create.__bindgen_anon_1.prog_fd = raw(program);
+    attr.link_create.__bindgen_anon_2.target_fd = target;
+    attr.link_create.attach_type = attach_type as u32;
+    attr.link_create.flags = flags;
+    bpf_fd(bpf_cmd::BPF_LINK_CREATE, &mut attr)
+}
+
+/// Puts another program in a link's place, without a packet in between that none has judged. Kernel 5.7.
+pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = zeroed();
+    attr.link_update.link_fd = raw(link);
+    attr.link_update.__bindgen_anon_1.new_prog_fd = raw(program);
+    bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attr).map(|_| ())
+}
+
+/// Takes a link from its hook, also while others hold or pin it. Kernel 5.9.
+pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = zeroed();
+    attr.link_detach.link_fd = raw(link);
+    bpf(bpf_cmd::BPF_LINK_DETACH, &mut attr).map(|_| ())
+}
+
+/// The smallest link id above `id`, or `None` behind the last. Kernel 5.8.
+pub fn link_next_id(id: u32) -> io::Result<Option<u32>> {
+    let mut attr = zeroed();
+    attr.__bindgen_anon_6.__bindgen_anon_1.start_id = id;
+    match bpf(bpf_cmd::BPF_LINK_GET_NEXT_ID, &mut attr) {
+        // SAFETY: the kernel has written this member.
+        Ok(_) => Ok(Some(unsafe { attr.__bindgen_anon_6.next_id })),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Kernel 5.8.
+pub fn link_by_id(id: u32) -> io::Result<OwnedFd> {
+    let mut attr = zeroed();
+    attr.__bindgen_anon_6.__bindgen_anon_1.link_id = id;
+    bpf_fd(bpf_cmd::BPF_LINK_GET_FD_BY_ID, &mut attr)
+}
+
+/// What a link is tied to, as the kernel says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkPlace {
+    /// 0 when the interface is gone.
+    Xdp { ifindex: u32 },
+    /// TCX ingress. 0 when the interface is gone.
+    Tcx { ifindex: u32 },
+    /// 0 when the cgroup is gone.
+    Cgroup { cgroup_id: u64 },
+    Other,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkInfo {
+    pub program_id: u32,
+    pub place: LinkPlace,
+}
+
+/// Kernel 5.8.
+pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    // SAFETY: a plain record of integers.
+    let mut info: bpf_link_info = unsafe { mem::zeroed() };
+    let mut attr = zeroed();
+    attr.info.bpf_fd = raw(link);
+    attr.info.info = (&raw mut info) as u64;
+    attr.info.info_len = size_of::<bpf_link_info>() as u32;
+    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+
+    // SAFETY: each member is one that the kernel writes for this type of link; all are integers.
+    let place = unsafe {
+        if info.type_ == bpf_link_type::BPF_LINK_TYPE_XDP as u32 {
+            LinkPlace::Xdp { ifindex: info.__bindgen_anon_1.xdp.ifindex }
+        } else if info.type_ == bpf_link_type::BPF_LINK_TYPE_TCX as u32
+            && info.__bindgen_anon_1.tcx.attach_type == bpf_attach_type::BPF_TCX_INGRESS as u32
+        {
+            LinkPlace::Tcx { ifindex: info.__bindgen_anon_1.tcx.ifindex }
+        } else if info.type_ == bpf_link_type::BPF_LINK_TYPE_CGROUP as u32 {
+            LinkPlace::Cgroup { cgroup_id: info.__bindgen_anon_1.cgroup.cgroup_id }
+        } else {
+            LinkPlace::Other
+        }
+    };
+    Ok(LinkInfo { program_id: info.prog_id, place })
+}
+
+/// Keeps an object alive under a name in a bpffs.
+pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    let mut attr = zeroed();
+    attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    attr.__bindgen_anon_4.bpf_fd = raw(object);
+    bpf(bpf_cmd::BPF_OBJ_PIN, &mut attr).map(|_| ())
+}
+
+/// Opens a pinned object.
+pub fn pinned(path: &Path) -> io::Result<OwnedFd> {
+    let path = c_path(path)?;
+    let mut attr = zeroed();
+    attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    bpf_fd(bpf_cmd::BPF_OBJ_GET, &mut attr)
+}
+
+/// Returns when every program run that was under way has ended.
+///
+/// An update of a map of maps from userspace waits for that (`maybe_wait_bpf_programs` in `kernel/bpf/syscall.c`, kernel
+/// 4.20); `membarrier` would too, but is refused on kernels with `nohz_full` CPUs.
+pub fn wait_for_running_programs() -> io::Result<()> {
+    let create = |map_type: bpf_map_type, inner: u32| {
+        let mut attr = zeroed();
+        attr.__bindgen_anon_1.map_type = map_type as u32;
+        attr.__bindgen_anon_1.key_size = 4;
+        attr.__bindgen_anon_1.value_size = 4;
+        attr.__bindgen_anon_1.max_entries = 1;
+        attr.__bindgen_anon_1.inner_map_fd = inner;
+        bpf_fd(bpf_cmd::BPF_MAP_CREATE, &mut attr)
+    };
+    let inner = create(bpf_map_type::BPF_MAP_TYPE_ARRAY, 0)?;
+    let inner_number = raw(inner.as_fd());
+    let outer = create(bpf_map_type::BPF_MAP_TYPE_ARRAY_OF_MAPS, inner_number)?;
+    let key = 0_u32;
+    let mut attr = zeroed();
+    attr.__bindgen_anon_2.map_fd = raw(outer.as_fd());
+    attr.__bindgen_anon_2.key = (&raw const key) as u64;
+    attr.__bindgen_anon_2.__bindgen_anon_1.value = (&raw const inner_number) as u64;
+    bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr).map(|_| ())
+}
