@@ -75,7 +75,12 @@ impl SourceKey {
     #[inline]
     #[must_use]
     pub const fn new(slot: u32, family: Family, address: AddressBytes) -> Self {
-        Self { slot: slot as u8, family: family as u8, reserved: [0; 2], address }
+        Self {
+            slot: slot as u8,
+            family: family as u8,
+            reserved: [0; 2],
+            address,
+        }
     }
 
     /// The prefix length, in the kernel's sense, of a key for an address prefix of `bits` bits.

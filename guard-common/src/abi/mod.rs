@@ -19,8 +19,8 @@ pub use event::{EVENT_RING_BYTES, Event, Explained};
 pub use key::{PortKey, SourceKey};
 pub use policy::{
     FLAG_BACKSTOP, FLAG_FORWARDED, FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, Ladder, MAX_GUARDED_PORTS,
-    MAX_LADDERS, MAX_SOURCES, NO_END, PolicyHeader, PortIndex, PortValue, Ruling, SOURCE_LOCAL, STEPS,
-    SourceValue, Step,
+    MAX_LADDERS, MAX_SOURCES, NO_END, PolicyHeader, PortIndex, PortValue, Ruling, SOURCE_LOCAL,
+    STEPS, SourceValue, Step,
 };
 pub use stats::{
     Budget, Counter, EVENT_BURST, EVENT_INTERVAL_NS, EVENTS_PER_SECOND, EventCounter, MAX_TALLIES,
@@ -77,8 +77,18 @@ pub mod map {
 
     /// All of them: what is pinned.
     pub const ALL: [&str; 12] = [
-        ACTIVE, POLICY, PORT_BITS, PORTS, SOURCES, LADDERS, COUNTERS, EVENT_COUNTERS, TALLIES, BUDGET,
-        EVENTS, EXPLAINED,
+        ACTIVE,
+        POLICY,
+        PORT_BITS,
+        PORTS,
+        SOURCES,
+        LADDERS,
+        COUNTERS,
+        EVENT_COUNTERS,
+        TALLIES,
+        BUDGET,
+        EVENTS,
+        EXPLAINED,
     ];
 }
 

@@ -139,7 +139,11 @@ const _: () = assert!(size_of::<Step>() == 16);
 impl Step {
     #[must_use]
     pub const fn new(ruling: Ruling, until_ns: u64) -> Self {
-        Self { until_ns, ruling: ruling as u32, reserved: 0 }
+        Self {
+            until_ns,
+            ruling: ruling as u32,
+            reserved: 0,
+        }
     }
 
     #[inline]
@@ -165,7 +169,9 @@ impl Ladder {
     #[must_use]
     pub const fn always(ruling: Ruling) -> Self {
         let never = Step::new(Ruling::NoRule, 0);
-        Self { steps: [Step::new(ruling, NO_END), never, never, never] }
+        Self {
+            steps: [Step::new(ruling, NO_END), never, never, never],
+        }
     }
 
     /// What holds at `now_ns`, which is asked for only where something ends.

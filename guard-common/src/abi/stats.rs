@@ -87,7 +87,11 @@ impl TallyKey {
                 i += 1;
             }
         }
-        Self { source: kept, family: family as u8, reserved: [0; 7] }
+        Self {
+            source: kept,
+            family: family as u8,
+            reserved: [0; 7],
+        }
     }
 
     #[must_use]

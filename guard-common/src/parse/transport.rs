@@ -23,5 +23,9 @@ pub(super) fn read<R: Reader + ?Sized>(reader: &R, offset: usize, packet: &mut P
             matches!(u16::from_be_bytes(length), 0 | 8..)
         }),
     };
-    if sound { Outcome::Whole } else { Outcome::Broken }
+    if sound {
+        Outcome::Whole
+    } else {
+        Outcome::Broken
+    }
 }
