@@ -55,7 +55,7 @@ pub fn network<R: Reader + ?Sized>(
             break;
         }
         let Some(kind) = reader.read::<2>(offset + 2) else {
-            return Outcome::NotOurs;
+            return Outcome::Undecidable(Known::Nothing);
         };
         ether_type = u16::from_be_bytes(kind);
         offset += 4;
@@ -71,3 +71,6 @@ pub fn network<R: Reader + ?Sized>(
 const fn is_vlan_tag(ether_type: u16) -> bool {
     matches!(ether_type, ethertype::VLAN | ethertype::VLAN_SERVICE)
 }
+
+#[cfg(test)]
+mod tests;
