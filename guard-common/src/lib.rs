@@ -5,11 +5,29 @@
 //! kernel and in an ordinary unit test. A packet's path through this crate is one line:
 //! a [`reader::Reader`] over the hook's packet → [`parse`] → [`packet::Packet`] →
 //! [`verdict`] (asking [`rules::Rules`]) → a [`verdict::Decision`].
+//!
+//! Who may import whom, an arrow for "imports": `verdict` → `rules` → `abi` → `packet`; `parse` → `reader`,
+//! `packet`. Of `verdict`, `abi` knows only the numbers that packets are counted by.
+//!
+//! # The verifier
+//!
+//! The kernel's verifier must follow every path of what it loads. So code on a packet's path has loops with
+//! constant bounds, no recursion, nothing that can panic once it is compiled, and reads a packet
+//! only through its reader, never through a slice.
+//!
+//! # Features
+//!
+//! - `user`: implements aya's `Pod` for the records, for the crate that reads and writes the maps.
+//! - `model`: `model`, the rules answered by a plain scan over lists, for tests of what compiles them.
 
 #![no_std]
 #![deny(unsafe_code)]
 
+#[cfg(test)]
+extern crate std;
+
 pub mod abi;
+#[cfg(any(test, feature = "model"))]
 pub mod model;
 pub mod packet;
 pub mod parse;

@@ -75,7 +75,7 @@ pub struct Packet {
     pub source_port: u16,
     /// Destination port, host byte order; 0 where the ports could not be read.
     pub port: u16,
-    /// The TCP flags octet (RFC 9293 section 3.1); 0 for UDP and where it could not be read.
+    /// The TCP flags octet (RFC 9293 section 3.1); 0 for UDP, for a first fragment, and where it could not be read.
     pub tcp_flags: u8,
 }
 
@@ -97,7 +97,7 @@ impl Packet {
 pub enum Outcome {
     /// Not TCP or UDP over IP: nothing that guard judges. The packet's fields mean nothing.
     NotOurs,
-    /// Addresses, protocol and ports are known.
+    /// Addresses, protocol and ports are known: a packet, or the first fragment of one.
     Whole,
     /// As [`Outcome::Whole`], and the transport header contradicts itself (a TCP data offset below five words, a UDP
     /// length below eight bytes), so that no socket would take it.

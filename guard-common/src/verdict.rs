@@ -85,7 +85,9 @@ impl Verdict {
     /// The verdict with this number in a record.
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|verdict| *verdict as u8 == number)
+        Self::ALL
+            .into_iter()
+            .find(|verdict| *verdict as u8 == number)
     }
 }
 
@@ -226,7 +228,11 @@ fn by_ruling<P: Rules>(ruling: Ruling, policy: &P) -> Decision {
 
 #[inline(always)]
 fn stopped<P: Rules>(reason: Reason, policy: &P) -> Decision {
-    let verdict = if policy.observing() { Verdict::WouldDrop } else { Verdict::Drop };
+    let verdict = if policy.observing() {
+        Verdict::WouldDrop
+    } else {
+        Verdict::Drop
+    };
     Decision::Judged(verdict, reason)
 }
 
@@ -249,8 +255,7 @@ fn is_spoofed(packet: &Packet, source: SourceValue) -> bool {
         Family::V4 => matches!(s[0], 0 | 127 | 224..),
         Family::V6 => {
             s[0] == 0xff
-                || (starts_with_zeros(s, 10)
-                    && matches!((s[10], s[11]), (0, 0) | (0xff, 0xff)))
+                || (starts_with_zeros(s, 10) && matches!((s[10], s[11]), (0, 0) | (0xff, 0xff)))
         }
     };
     never_a_source || source.is_local()

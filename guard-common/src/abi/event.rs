@@ -57,3 +57,28 @@ pub struct Explained {
 }
 
 const _: () = assert!(size_of::<Explained>() == 8);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abi::layout::layout;
+
+    #[test]
+    fn layout_is_pinned() {
+        layout!(Event, size 88, align 8, {
+            time_ns: 0, packets: 8, bytes: 16, source: 24, destination: 40, ifindex: 56,
+            source_port: 60, port: 62, hook: 64, verdict: 65, reason: 66, family: 67, protocol: 68,
+            tcp_flags: 69, reserved: 70, reserved_ids: 72,
+        });
+        layout!(Explained, size 8, align 4, {
+            judged: 0, hook: 1, verdict: 2, reason: 3, reserved: 4,
+        });
+    }
+
+    #[test]
+    fn the_ring_has_a_size_the_kernel_takes() {
+        // A power of two and whole pages (`ringbuf_map_alloc` in `kernel/bpf/ringbuf.c`); 64 KiB is the
+        // largest page.
+        assert!(EVENT_RING_BYTES.is_power_of_two() && EVENT_RING_BYTES >= 65_536);
+    }
+}

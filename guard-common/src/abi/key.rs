@@ -23,6 +23,10 @@ impl PortKey {
     /// The key of a port that is guarded at every local address.
     #[inline(always)]
     #[must_use]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "slots are numbers below `POLICY_SLOTS`"
+    )]
     pub const fn at_every_address(slot: u32, protocol: Protocol, port: u16) -> Self {
         Self {
             port,
@@ -74,8 +78,17 @@ impl SourceKey {
 
     #[inline(always)]
     #[must_use]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "slots are numbers below `POLICY_SLOTS`"
+    )]
     pub const fn new(slot: u32, family: Family, address: AddressBytes) -> Self {
-        Self { slot: slot as u8, family: family as u8, reserved: [0; 2], address }
+        Self {
+            slot: slot as u8,
+            family: family as u8,
+            reserved: [0; 2],
+            address,
+        }
     }
 
     /// The prefix length, in the kernel's sense, of a key for an address prefix of `bits` bits.
@@ -100,5 +113,62 @@ impl SourceKey {
     #[must_use]
     pub const fn address(&self) -> &AddressBytes {
         &self.address
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abi::layout::layout;
+
+    #[test]
+    fn layout_is_pinned() {
+        layout!(PortKey, size 24, align 2, {
+            port: 0, slot: 2, protocol: 3, family: 4, reserved: 5, address: 8,
+        });
+        layout!(SourceKey, size 20, align 1, { slot: 0, family: 1, reserved: 2, address: 4 });
+    }
+
+    #[test]
+    fn a_port_key_says_what_it_was_made_of() {
+        let key = PortKey::at_every_address(1, Protocol::Udp, 11434);
+        assert_eq!(
+            (key.slot(), key.protocol(), key.port()),
+            (1, Some(Protocol::Udp), 11434)
+        );
+        // What stands for "every address" and the room left must be zeros: a hash key is compared whole.
+        assert_eq!(
+            (key.family, key.reserved, key.address),
+            (0, [0; 3], [0; 16])
+        );
+    }
+
+    #[test]
+    fn port_keys_differ_by_slot_protocol_and_port() {
+        let key = PortKey::at_every_address(0, Protocol::Tcp, 53);
+        assert_ne!(key, PortKey::at_every_address(1, Protocol::Tcp, 53));
+        assert_ne!(key, PortKey::at_every_address(0, Protocol::Udp, 53));
+        assert_ne!(key, PortKey::at_every_address(0, Protocol::Tcp, 54));
+    }
+
+    #[test]
+    fn a_source_key_says_what_it_was_made_of() {
+        let address = [0x20; 16];
+        let key = SourceKey::new(1, Family::V6, address);
+        assert_eq!(
+            (key.slot(), key.family(), key.address()),
+            (1, Some(Family::V6), &address)
+        );
+        assert_eq!(key.reserved, [0; 2]);
+        assert_ne!(key, SourceKey::new(1, Family::V4, address));
+    }
+
+    #[test]
+    fn what_lies_before_the_address_is_always_matched() {
+        let head_bytes = core::mem::offset_of!(SourceKey, address);
+        assert_eq!(usize::try_from(SourceKey::HEAD_BITS), Ok(head_bytes * 8));
+        assert_eq!(SourceKey::prefix_bits(0), 32);
+        assert_eq!(SourceKey::prefix_bits(32), 64);
+        assert_eq!(SourceKey::prefix_bits(128), 160);
     }
 }

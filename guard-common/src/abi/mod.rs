@@ -6,12 +6,17 @@
 //!
 //! An all-zero record always means "not configured", since arrays start as zeros.
 
-#[allow(unsafe_code)] // `Pod` is an unsafe trait; its reason stands there.
 #[cfg(feature = "user")]
+#[expect(
+    unsafe_code,
+    reason = "`Pod` is an unsafe trait; why it holds stands there"
+)]
 mod pod;
 
 mod event;
 mod key;
+#[cfg(test)]
+mod layout;
 mod policy;
 mod stats;
 
@@ -19,8 +24,8 @@ pub use event::{EVENT_RING_BYTES, Event, Explained};
 pub use key::{PortKey, SourceKey};
 pub use policy::{
     FLAG_BACKSTOP, FLAG_FORWARDED, FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, Ladder, MAX_GUARDED_PORTS,
-    MAX_LADDERS, MAX_SOURCES, NO_END, PolicyHeader, PortIndex, PortValue, Ruling, SOURCE_LOCAL, STEPS,
-    SourceValue, Step,
+    MAX_LADDERS, MAX_SOURCES, NO_END, PolicyHeader, PortIndex, PortValue, Ruling, SOURCE_LOCAL,
+    STEPS, SourceValue, Step,
 };
 pub use stats::{
     Budget, Counter, EVENT_BURST, EVENT_INTERVAL_NS, EVENTS_PER_SECOND, EventCounter, MAX_TALLIES,
@@ -77,8 +82,18 @@ pub mod map {
 
     /// All of them: what is pinned.
     pub const ALL: [&str; 12] = [
-        ACTIVE, POLICY, PORT_BITS, PORTS, SOURCES, LADDERS, COUNTERS, EVENT_COUNTERS, TALLIES, BUDGET,
-        EVENTS, EXPLAINED,
+        ACTIVE,
+        POLICY,
+        PORT_BITS,
+        PORTS,
+        SOURCES,
+        LADDERS,
+        COUNTERS,
+        EVENT_COUNTERS,
+        TALLIES,
+        BUDGET,
+        EVENTS,
+        EXPLAINED,
     ];
 }
 
@@ -100,3 +115,50 @@ pub const EXPLAIN_MARK: u32 = 0x6775_6172;
 
 /// The index of loopback in every network namespace (`LOOPBACK_IFINDEX` in `include/net/flow.h`).
 pub const LOOPBACK_IFINDEX: u32 = 1;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::packet::Protocol;
+
+    #[test]
+    fn every_slot_protocol_and_word_of_ports_has_its_own_place() {
+        let mut places = HashSet::new();
+        for slot in 0..POLICY_SLOTS {
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                for first_of_word in (0..=u16::MAX).step_by(64) {
+                    let place = port_word(slot, protocol, first_of_word);
+                    assert!(place < POLICY_SLOTS * 2 * PORT_WORDS);
+                    assert!(places.insert(place), "{slot} {protocol:?} {first_of_word}");
+                    for port in first_of_word..=first_of_word + 63 {
+                        assert_eq!(port_word(slot, protocol, port), place);
+                    }
+                }
+            }
+        }
+        assert_eq!(places.len(), 4096);
+        // The numbers are part of the layout.
+        assert_eq!(port_word(0, Protocol::Tcp, 11434), 178);
+        assert_eq!(port_word(0, Protocol::Udp, 0), 1024);
+        assert_eq!(port_word(1, Protocol::Udp, 65_535), 4095);
+    }
+
+    #[test]
+    fn the_kernel_keeps_names_whole() {
+        // `BPF_OBJ_NAME_LEN` in `include/uapi/linux/bpf.h` is 16, with the closing zero.
+        for name in map::ALL.into_iter().chain(program::ALL) {
+            assert!(name.len() <= 15, "{name}");
+        }
+        assert_eq!(HashSet::from(map::ALL).len(), map::ALL.len());
+        assert_eq!(HashSet::from(program::ALL).len(), program::ALL.len());
+    }
+
+    #[test]
+    fn numbers_are_pinned() {
+        assert_eq!([ABI_VERSION, POLICY_SLOTS, PORT_WORDS], [1, 2, 1024]);
+        assert_eq!(EXPLAIN_MARK.to_be_bytes(), *b"guar");
+        assert_eq!(LOOPBACK_IFINDEX, 1);
+    }
+}

@@ -1,8 +1,8 @@
 //! Lets aya copy the records to and from maps.
 
 use super::{
-    Budget, Counter, Event, Explained, Ladder, PolicyHeader, PortKey, PortValue, SourceKey, SourceValue, Step,
-    Tally, TallyKey,
+    Budget, Counter, Event, Explained, Ladder, PolicyHeader, PortKey, PortValue, SourceKey,
+    SourceValue, Step, Tally, TallyKey,
 };
 
 macro_rules! pod {
@@ -16,6 +16,17 @@ macro_rules! pod {
 }
 
 pod!(
-    Budget, Counter, Event, Explained, Ladder, PolicyHeader, PortKey, PortValue, SourceKey, SourceValue, Step,
-    Tally, TallyKey,
+    Budget,
+    Counter,
+    Event,
+    Explained,
+    Ladder,
+    PolicyHeader,
+    PortKey,
+    PortValue,
+    SourceKey,
+    SourceValue,
+    Step,
+    Tally,
+    TallyKey,
 );

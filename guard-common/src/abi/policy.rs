@@ -139,7 +139,11 @@ const _: () = assert!(size_of::<Step>() == 16);
 impl Step {
     #[must_use]
     pub const fn new(ruling: Ruling, until_ns: u64) -> Self {
-        Self { until_ns, ruling: ruling as u32, reserved: 0 }
+        Self {
+            until_ns,
+            ruling: ruling as u32,
+            reserved: 0,
+        }
     }
 
     #[inline(always)]
@@ -165,7 +169,9 @@ impl Ladder {
     #[must_use]
     pub const fn always(ruling: Ruling) -> Self {
         let never = Step::new(Ruling::NoRule, 0);
-        Self { steps: [Step::new(ruling, NO_END), never, never, never] }
+        Self {
+            steps: [Step::new(ruling, NO_END), never, never, never],
+        }
     }
 
     /// What holds at `now_ns`, which is asked for only where something ends.
@@ -182,5 +188,142 @@ impl Ladder {
             }
         }
         Ruling::NoRule
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::abi::layout::layout;
+
+    #[test]
+    fn layout_is_pinned() {
+        layout!(PolicyHeader, size 56, align 8, {
+            generation: 0, observe_until_ns: 8, instance: 16, since_ns: 24, flags: 32,
+            port_count: 36, abi_version: 40, rule_count: 44, reserved: 48,
+        });
+        layout!(PortValue, size 8, align 4, { index: 0, reserved: 4 });
+        layout!(SourceValue, size 8, align 4, { row: 0, flags: 4 });
+        layout!(Step, size 16, align 8, { until_ns: 0, ruling: 8, reserved: 12 });
+        layout!(Ladder, size 64, align 8, { steps: 0 });
+    }
+
+    #[test]
+    fn numbers_are_pinned() {
+        assert_eq!(
+            [
+                FLAG_FORWARDED,
+                FLAG_BACKSTOP,
+                FLAG_GUARDS_TCP,
+                FLAG_GUARDS_UDP
+            ],
+            [1, 2, 4, 8]
+        );
+        assert_eq!(SOURCE_LOCAL, 1);
+        let rulings = [Ruling::NoRule, Ruling::Allow, Ruling::Deny, Ruling::Local];
+        assert_eq!(rulings.map(|ruling| ruling as u32), [0, 1, 2, 3]);
+        for ruling in rulings {
+            assert_eq!(Ruling::from_number(ruling as u32), ruling);
+        }
+    }
+
+    #[test]
+    fn unknown_rulings_are_closed() {
+        for number in [4, 5, 255, 256, u32::MAX] {
+            assert_eq!(Ruling::from_number(number), Ruling::NoRule);
+        }
+    }
+
+    #[test]
+    fn zeros_mean_nothing_is_configured_or_allowed() {
+        let header = PolicyHeader::default();
+        assert_eq!(header.generation, 0);
+        for flag in [
+            FLAG_FORWARDED,
+            FLAG_BACKSTOP,
+            FLAG_GUARDS_TCP,
+            FLAG_GUARDS_UDP,
+        ] {
+            assert!(!header.has(flag));
+        }
+        assert!(!SourceValue::default().is_local());
+        assert_eq!(Ladder::default().at(|| 0), Ruling::NoRule);
+        assert_eq!(Ladder::default().at(|| 1), Ruling::NoRule);
+    }
+
+    #[test]
+    fn a_header_has_the_flags_it_was_given() {
+        let header = PolicyHeader {
+            flags: FLAG_BACKSTOP | FLAG_GUARDS_UDP,
+            ..PolicyHeader::default()
+        };
+        assert!(header.has(FLAG_BACKSTOP) && header.has(FLAG_GUARDS_UDP));
+        assert!(!header.has(FLAG_FORWARDED) && !header.has(FLAG_GUARDS_TCP));
+    }
+
+    #[test]
+    fn a_ladder_without_ends_never_asks_for_the_time() {
+        for ruling in [Ruling::NoRule, Ruling::Allow, Ruling::Deny, Ruling::Local] {
+            assert_eq!(Ladder::always(ruling).at(|| unreachable!()), ruling);
+        }
+    }
+
+    #[test]
+    fn a_step_holds_until_its_end_and_not_at_it() {
+        let ladder = Ladder {
+            steps: [
+                Step::new(Ruling::Allow, 100),
+                Step::new(Ruling::Deny, 200),
+                Step::new(Ruling::Local, 300),
+                Step::new(Ruling::NoRule, NO_END),
+            ],
+        };
+        for (now_ns, ruling) in [
+            (0, Ruling::Allow),
+            (99, Ruling::Allow),
+            (100, Ruling::Deny),
+            (199, Ruling::Deny),
+            (200, Ruling::Local),
+            (299, Ruling::Local),
+            (300, Ruling::NoRule),
+            (NO_END - 1, Ruling::NoRule),
+        ] {
+            assert_eq!(ladder.at(|| now_ns), ruling, "at {now_ns}");
+        }
+    }
+
+    #[test]
+    fn after_the_last_end_there_is_no_rule() {
+        let mut ladder = Ladder::default();
+        ladder.steps[0] = Step::new(Ruling::Allow, 100);
+        assert_eq!(ladder.at(|| 99), Ruling::Allow);
+        assert_eq!(ladder.at(|| 100), Ruling::NoRule);
+        ladder.steps = [Step::new(Ruling::Allow, 100); STEPS];
+        assert_eq!(ladder.at(|| 100), Ruling::NoRule);
+    }
+
+    proptest! {
+        /// Ends in ascending order: what holds is the first step whose end is still to come.
+        #[test]
+        fn a_ladder_is_read_in_the_order_of_its_ends(
+            rulings in proptest::array::uniform4(0_u32..4),
+            mut ends in proptest::array::uniform4(0_u64..100),
+            last_is_for_ever: bool,
+            now_ns in 0_u64..120,
+        ) {
+            ends.sort_unstable();
+            if last_is_for_ever {
+                ends[3] = NO_END;
+            }
+            let mut ladder = Ladder::default();
+            for ((step, ruling), end) in ladder.steps.iter_mut().zip(rulings).zip(ends) {
+                *step = Step::new(Ruling::from_number(ruling), end);
+            }
+            let ended = ends.iter().filter(|end| **end <= now_ns).count();
+            let expected = rulings.get(ended).map_or(Ruling::NoRule, |n| Ruling::from_number(*n));
+            prop_assert_eq!(ladder.at(|| now_ns), expected);
+        }
     }
 }

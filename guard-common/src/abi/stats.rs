@@ -79,7 +79,11 @@ impl TallyKey {
                 i += 1;
             }
         }
-        Self { source: kept, family: family as u8, reserved: [0; 7] }
+        Self {
+            source: kept,
+            family: family as u8,
+            reserved: [0; 7],
+        }
     }
 
     #[must_use]
@@ -138,18 +142,170 @@ const _: () = assert!(size_of::<Budget>() == 16);
 
 impl Budget {
     /// Takes one token if there is one.
+    ///
+    /// A time before the last refill earns nothing: whoever asks may have been interrupted, between reading the
+    /// clock and asking, by another hook on the same CPU.
     #[inline(always)]
     pub fn take(&mut self, now_ns: u64) -> bool {
         const NS_PER_EVENT: u64 = 1_000_000_000 / EVENTS_PER_SECOND;
-        let earned = now_ns.wrapping_sub(self.refilled_ns) / NS_PER_EVENT;
+        let earned = now_ns.saturating_sub(self.refilled_ns) / NS_PER_EVENT;
         if earned > 0 {
             self.tokens = self.tokens.saturating_add(earned).min(EVENT_BURST);
-            self.refilled_ns = now_ns;
+            // Only by the time that whole tokens took, so that the rest of it goes on counting.
+            self.refilled_ns += earned * NS_PER_EVENT;
         }
         if self.tokens == 0 {
             return false;
         }
         self.tokens -= 1;
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::abi::layout::layout;
+
+    #[test]
+    fn layout_is_pinned() {
+        layout!(Counter, size 16, align 8, { packets: 0, bytes: 8 });
+        layout!(TallyKey, size 24, align 1, { source: 0, family: 16, reserved: 17 });
+        layout!(Tally, size 64, align 8, {
+            packets: 0, bytes: 8, pending_packets: 16, pending_bytes: 24, first_ns: 32,
+            last_ns: 40, reported_ns: 48, nic_ns: 56,
+        });
+        layout!(Budget, size 16, align 8, { tokens: 0, refilled_ns: 8 });
+    }
+
+    #[test]
+    fn every_verdict_is_counted_in_its_own_place() {
+        let mut places = HashSet::new();
+        for hook in Hook::ALL {
+            for verdict in Verdict::ALL {
+                for reason in Reason::ALL {
+                    let place = counter_index(hook, verdict, reason);
+                    assert!(place < counter_slots());
+                    assert!(places.insert(place), "{hook:?} {verdict:?} {reason:?}");
+                }
+            }
+        }
+        // The numbers are part of the layout.
+        assert_eq!(counter_slots(), 256);
+        assert_eq!(counter_index(Hook::Xdp, Verdict::Pass, Reason::Allowed), 0);
+        assert_eq!(
+            counter_index(Hook::Cgroup, Verdict::WouldDrop, Reason::Malformed),
+            231
+        );
+    }
+
+    #[test]
+    fn event_counters_are_pinned() {
+        use EventCounter::{Repeated, RingFull, Unreported};
+        assert_eq!([Unreported, Repeated, RingFull].map(|counter| counter as u32), [0, 1, 2]);
+        assert_eq!(EventCounter::COUNT, 3);
+    }
+
+    #[test]
+    fn an_ipv6_source_is_tallied_by_its_64() {
+        let mut address = [0xab; 16];
+        let key = TallyKey::new(Family::V6, &address);
+        assert_eq!(key.family(), Some(Family::V6));
+        assert_eq!(key.source()[..8], [0xab; 8]);
+        assert_eq!(key.source()[8..], [0; 8]);
+        address[8] = 1;
+        address[15] = 2;
+        assert_eq!(TallyKey::new(Family::V6, &address), key);
+        address[7] = 3;
+        assert_ne!(TallyKey::new(Family::V6, &address), key);
+    }
+
+    #[test]
+    fn an_ipv4_source_is_tallied_whole() {
+        let mut address = [0; 16];
+        address[..4].copy_from_slice(&[192, 0, 2, 7]);
+        let key = TallyKey::new(Family::V4, &address);
+        assert_eq!((key.family(), key.source()), (Some(Family::V4), &address));
+        assert_ne!(TallyKey::new(Family::V6, &address), key);
+        assert_eq!(key.reserved, [0; 7]);
+    }
+
+    const NS_PER_EVENT: u64 = 1_000_000_000 / EVENTS_PER_SECOND;
+
+    fn taken(budget: &mut Budget, now_ns: u64, asked: u64) -> u64 {
+        (0..asked).map(|_| u64::from(budget.take(now_ns))).sum()
+    }
+
+    #[test]
+    fn a_budget_nobody_has_used_yet_holds_one_burst() {
+        // Boot time: by the time a program runs, far more than a burst's worth of it has gone by.
+        let mut budget = Budget::default();
+        assert_eq!(
+            taken(&mut budget, 60_000_000_000, 2 * EVENT_BURST),
+            EVENT_BURST
+        );
+    }
+
+    #[test]
+    fn a_budget_at_time_zero_holds_nothing() {
+        assert!(!Budget::default().take(0));
+    }
+
+    #[test]
+    fn a_spent_budget_earns_one_event_at_a_time() {
+        let mut budget = Budget {
+            tokens: 0,
+            refilled_ns: 5,
+        };
+        assert!(!budget.take(5 + NS_PER_EVENT - 1));
+        assert!(budget.take(5 + NS_PER_EVENT));
+        assert!(!budget.take(5 + NS_PER_EVENT));
+        assert_eq!(taken(&mut budget, 5 + 4 * NS_PER_EVENT, 10), 3);
+    }
+
+    #[test]
+    fn time_that_earned_no_whole_event_is_not_lost() {
+        // Asked every 1.5 events' time for 300 events' time: all 300 are had, not every second one.
+        let mut budget = Budget {
+            tokens: 0,
+            refilled_ns: 0,
+        };
+        let step_ns = NS_PER_EVENT * 3 / 2;
+        let had: u64 = (1..=200).map(|n| taken(&mut budget, n * step_ns, 10)).sum();
+        assert_eq!(had, 300);
+    }
+
+    #[test]
+    fn a_time_before_the_last_refill_earns_nothing() {
+        // The hook in task context reads the clock, is interrupted by a NIC's hook that refills, and goes on.
+        let mut budget = Budget {
+            tokens: 1,
+            refilled_ns: 1_000_000_000,
+        };
+        assert_eq!(taken(&mut budget, 999_999_999, 10), 1);
+        assert_eq!(budget.refilled_ns, 1_000_000_000);
+    }
+
+    proptest! {
+        /// Over any run of questions, no more is had than a burst and what the time between them earns.
+        #[test]
+        fn a_budget_is_never_overspent(
+            gaps_ns in proptest::collection::vec(0_u64..20 * NS_PER_EVENT, 1..200),
+            asked in 1_u64..40,
+        ) {
+            let start_ns = 60_000_000_000;
+            let mut budget = Budget::default();
+            let mut now_ns = start_ns;
+            let mut had = 0;
+            for gap_ns in gaps_ns {
+                now_ns += gap_ns;
+                had += taken(&mut budget, now_ns, asked);
+            }
+            prop_assert!(had <= EVENT_BURST + (now_ns - start_ns) / NS_PER_EVENT + 1);
+        }
     }
 }

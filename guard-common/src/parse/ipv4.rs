@@ -7,6 +7,7 @@ use crate::{
 };
 
 const HEADER_BYTES: usize = 20;
+const MORE_FRAGMENTS: u16 = 0x2000;
 const FRAGMENT_OFFSET_MASK: u16 = 0x1fff;
 
 #[inline(always)]
@@ -30,7 +31,8 @@ pub(super) fn read<R: Reader + ?Sized>(reader: &R, offset: usize, packet: &mut P
     if fragment & FRAGMENT_OFFSET_MASK != 0 {
         return Next::End(Outcome::Undecidable(Known::Protocol));
     }
-    Next::Transport(offset + header_words * 4)
+    let is_fragment = fragment & MORE_FRAGMENTS != 0;
+    Next::Transport { offset: offset + header_words * 4, is_fragment }
 }
 
 #[inline(always)]

@@ -7,6 +7,8 @@ use crate::{
 };
 
 const HEADER_BYTES: usize = 40;
+const MORE_FRAGMENTS: u16 = 1;
+const FRAGMENT_OFFSET_MASK: u16 = 0xfff8;
 
 /// Extension headers that are walked. RFC 8200 section 4.1 recommends at most seven places, two of them for the
 /// same destination options; a longer chain is undecidable.
@@ -35,6 +37,7 @@ pub(super) fn read<R: Reader + ?Sized>(reader: &R, offset: usize, packet: &mut P
 
     let mut next = header[6];
     let mut offset = offset + HEADER_BYTES;
+    let mut is_fragment = false;
     for _ in 0..MAX_EXTENSION_HEADERS {
         if !is_extension(next) {
             break;
@@ -42,17 +45,21 @@ pub(super) fn read<R: Reader + ?Sized>(reader: &R, offset: usize, packet: &mut P
         let Some(extension) = reader.read::<4>(offset) else {
             return Next::End(Outcome::Undecidable(Known::Addresses));
         };
-        // Of a later fragment only the fragment header itself is here: what follows is the middle of
-        // something, and `next` names the first header of the whole.
-        let is_later_fragment = next == next_header::FRAGMENT
-            && u16::from_be_bytes([extension[2], extension[3]]) & 0xfff8 != 0;
         let length = usize::from(extension[1]);
+        let mut is_later_fragment = false;
         offset += match next {
-            next_header::FRAGMENT => 8,
+            next_header::FRAGMENT => {
+                let fragment = u16::from_be_bytes([extension[2], extension[3]]);
+                is_fragment |= fragment & MORE_FRAGMENTS != 0;
+                is_later_fragment = fragment & FRAGMENT_OFFSET_MASK != 0;
+                8
+            }
             next_header::AUTHENTICATION => (length + 2) * 4,
             _ => (length + 1) * 8,
         };
         next = extension[0];
+        // Of a later fragment only the fragment header itself is here: what follows is the middle of
+        // something, and `next` names the first header of the whole.
         if is_later_fragment {
             return later_fragment(next, packet);
         }
@@ -64,7 +71,7 @@ pub(super) fn read<R: Reader + ?Sized>(reader: &R, offset: usize, packet: &mut P
         return Next::End(Outcome::NotOurs);
     };
     packet.protocol = protocol;
-    Next::Transport(offset)
+    Next::Transport { offset, is_fragment }
 }
 
 #[inline(always)]

@@ -57,7 +57,7 @@ pub fn network<R: Reader + ?Sized>(
             break;
         }
         let Some(kind) = reader.read::<2>(offset + 2) else {
-            return Outcome::NotOurs;
+            return Outcome::Undecidable(Known::Nothing);
         };
         ether_type = u16::from_be_bytes(kind);
         offset += 4;
@@ -69,15 +69,17 @@ pub fn network<R: Reader + ?Sized>(
         _ => Next::End(Outcome::NotOurs),
     };
     match next {
-        Next::Transport(offset) => transport::read(reader, offset, packet),
+        Next::Transport { offset, is_fragment } => {
+            transport::read(reader, offset, is_fragment, packet)
+        }
         Next::End(outcome) => outcome,
     }
 }
 
 /// What stands behind an IP header and its extension headers.
 enum Next {
-    /// TCP or UDP, at this offset.
-    Transport(usize),
+    /// TCP or UDP, whole or the first fragment of it.
+    Transport { offset: usize, is_fragment: bool },
     /// Nothing that can be read on.
     End(Outcome),
 }
@@ -85,3 +87,8 @@ enum Next {
 const fn is_vlan_tag(ether_type: u16) -> bool {
     matches!(ether_type, ethertype::VLAN | ethertype::VLAN_SERVICE)
 }
+
+#[cfg(test)]
+mod against_etherparse;
+#[cfg(test)]
+mod tests;
