@@ -1,1 +1,437 @@
+//! Puts a policy in force: from configuration, flags and commands to the kernel's tables and hooks.
+//!
+//! Whoever has an engine has the lock: the daemon as long as it lives, else one command. Every change goes the same way: a
+//! changed copy of the rules is compiled, put in force, and only then kept.
+
+mod coverage;
+mod facts;
+mod settings;
+mod start;
+mod status;
+
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use guard_common::{
+    abi::{FLAG_BACKSTOP, FLAG_FORWARDED, FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, NO_END},
+    packet::Protocol,
+    verdict::Hook,
+};
+use jiff::{SignedDuration, Timestamp};
+
+use self::{
+    facts::{Facts, documentation_address},
+    settings::Settings,
+};
+use crate::{
+    compile::{self, Input},
+    config::Forwarded,
+    control::{
+        AddRules, Change, Control, Explain, Explanation, Failure, Mode, PlaceVerdict, RemoveRules,
+        RuleView, SetMode, Status,
+    },
+    host::{bpffs, cgroup::Scope, reserved_ports},
+    kernel::{
+        KernelError, attach,
+        explain::{Oracle, Question},
+        links,
+        lock::Lock,
+        pins::Pins,
+        probe,
+        tables::{PolicyMaps, Terms},
+    },
+    policy::{Clock, Policy},
+    rule::GuardedPort,
+    state::{RunFlags, State},
+};
+
+/// Which configuration an engine works from.
+#[derive(Clone, Debug)]
+pub struct Place {
+    pub config: PathBuf,
+    /// It was named, so it has to be there.
+    pub is_named: bool,
+}
+
+/// One guard on this host.
+pub struct Engine {
+    place: Place,
+    /// The configuration, with the flags of `guard run` laid over it.
+    settings: Settings,
+    state: State,
+    pins: Pins,
+    /// Why enforcement would not outlive the daemon.
+    mortal: Option<String>,
+    /// Things found while opening that somebody should know.
+    warnings: Vec<String>,
+    /// `None` while nothing is loaded.
+    maps: Option<PolicyMaps>,
+    /// What the policy in force was compiled from, where this engine put it there.
+    in_force: Option<Input>,
+    is_daemon: bool,
+    _lock: Lock,
+}
+
+impl Engine {
+    /// Takes the lock, and reads configuration and state. Changes nothing in the kernel.
+    ///
+    /// # Errors
+    /// When another process has the lock, a file is bad, or there is no bpffs for the pins.
+    pub fn open(place: &Place) -> Result<Self, Failure> {
+        let config = settings::load(place)?;
+        probe::check_root()?;
+        let lock = Lock::take(&config.paths.lock())?;
+        let now = Timestamp::now();
+        let loaded = State::load(&config.paths.state, now)?;
+        let root = bpffs::locate(&config.paths.pins)?;
+        let pins = Pins::new(root.path, &config.paths.pins);
+        let maps = pins.are_complete().then(|| PolicyMaps::open(&pins)).transpose()?;
+        let mut warnings: Vec<String> = loaded.warning.into_iter().collect();
+        warnings.extend(root.note.clone());
+        Ok(Self {
+            place: place.clone(),
+            settings: Settings::new(config, &loaded.state.run)?,
+            state: loaded.state,
+            pins,
+            mortal: (!root.outlives_us).then(|| root.note.unwrap_or_default()),
+            warnings,
+            maps,
+            in_force: None,
+            is_daemon: false,
+            _lock: lock,
+        })
+    }
+
+    #[must_use]
+    pub fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.settings.config.paths.socket
+    }
+
+    /// Whether what is in force stays when the daemon ends.
+    #[must_use]
+    pub fn outlives_us(&self) -> bool {
+        self.mortal.is_none()
+    }
+
+    /// Covers interfaces that have come, and learns this host's new addresses. Returns what is worth a line in the log.
+    ///
+    /// # Errors
+    /// When the host can't be asked or the policy not be put in force; it is as it was then.
+    pub fn follow_network(&mut self) -> Result<Vec<String>, Failure> {
+        let facts = Facts::gather(&self.settings.config)?;
+        let before = links::ours(&self.pins)?.len();
+        let failures = coverage::cover(&self.pins, &self.settings.config, &facts)?;
+        let mut notes = Vec::new();
+        let after = links::ours(&self.pins)?.len();
+        if after != before {
+            notes.push(format!("the network has changed: {after} hooks are in place, {before} were"));
+            notes.extend(failures);
+        }
+        let input = self.input(&self.policy(&self.settings, &self.state)?, &facts)?;
+        if self.in_force.as_ref() != Some(&input) {
+            let generation = self.put(input, &self.settings.clone(), &self.state.clone())?;
+            log::debug!("generation {generation:?} follows the network");
+        }
+        Ok(notes)
+    }
+
+    fn clock(&self) -> Clock {
+        let wall = Timestamp::now();
+        Clock { wall, boot_ns: probe::boot_ns(), trusted: wall >= self.state.newest_time }
+    }
+
+    /// All rules: the file's, the flags', and those made by command.
+    fn policy(&self, settings: &Settings, state: &State) -> Result<Policy, Failure> {
+        let mut ports = settings.config.ports.clone();
+        if !self.is_daemon {
+            // A command never opens a port that is guarded, whatever became of the daemon's flags.
+            if let Some(tables) = self.maps.as_ref().map(PolicyMaps::ports_in_force).transpose()? {
+                ports.extend(tables);
+                ports.sort_unstable();
+                ports.dedup();
+            }
+        }
+        Ok(Policy::new(ports, &settings.config.rules, &settings.flag_rules, &state.rules))
+    }
+
+    fn input(&self, policy: &Policy, facts: &Facts) -> Result<Input, Failure> {
+        Ok(Input {
+            ports: policy.ports.clone(),
+            rules: policy.input_rules(&facts.lan, &self.clock())?,
+            local: facts.local.clone(),
+        })
+    }
+
+    /// Compiles and puts in force; `None` while nothing is loaded.
+    fn put(&mut self, input: Input, settings: &Settings, state: &State) -> Result<Option<u64>, Failure> {
+        // Compiled first: a policy that does not compile is refused whether or not something is loaded.
+        let tables = compile::compile(&input)?;
+        let terms = Terms {
+            observe_until_ns: observe_until_ns(settings, state, &self.clock()),
+            flags: self.flags(&input, settings)?,
+            rule_count: input.rules.len() as u32,
+        };
+        let Some(maps) = &mut self.maps else {
+            return Ok(None);
+        };
+        let generation = maps.put_in_force(&tables, terms)?;
+        self.in_force = Some(input);
+        Ok(Some(generation))
+    }
+
+    fn flags(&self, input: &Input, settings: &Settings) -> Result<u32, Failure> {
+        let guards = |protocol| input.ports.iter().any(|port| port.protocol == protocol);
+        let mut flags = 0;
+        let parts = [
+            (settings.config.forwarded == Forwarded::Guard, FLAG_FORWARDED),
+            (self.backstop_is_whole(settings)?, FLAG_BACKSTOP),
+            (guards(Protocol::Tcp), FLAG_GUARDS_TCP),
+            (guards(Protocol::Udp), FLAG_GUARDS_UDP),
+        ];
+        for (holds, flag) in parts {
+            if holds {
+                flags |= flag;
+            }
+        }
+        Ok(flags)
+    }
+
+    /// Whether the backstop judges every socket that a packet from outside can reach: it is on the root of the cgroup
+    /// tree, or on the cgroup that the configuration says holds the guarded services.
+    fn backstop_is_whole(&self, settings: &Settings) -> Result<bool, Failure> {
+        if self.maps.is_none() {
+            return Ok(false);
+        }
+        let Some(attached) = attach::backstop(&links::ours(&self.pins)?) else {
+            return Ok(false);
+        };
+        let root = settings.cgroup()?;
+        let is_whole = root.scope == Scope::Root || settings.config.paths.cgroup.is_some();
+        Ok(is_whole && root.id()? == attached)
+    }
+
+    /// Puts a changed state in force and keeps it. When it can't be kept, what was in force comes back.
+    fn change(&mut self, settings: &Settings, mut state: State) -> Result<Option<u64>, Failure> {
+        let facts = Facts::gather(&settings.config)?;
+        let policy = self.policy(settings, &state)?;
+        let input = self.input(&policy, &facts)?;
+        let generation = self.put(input, settings, &state)?;
+        state.newest_time = state.newest_time.max(self.clock().wall);
+        if let Err(error) = state.save(&settings.config.paths.state) {
+            let policy = self.policy(&self.settings, &self.state)?;
+            let input = self.input(&policy, &facts)?;
+            self.put(input, &self.settings.clone(), &self.state.clone())?;
+            return Err(error.into());
+        }
+        self.state = state;
+        Ok(generation)
+    }
+
+    fn views(&self, policy: &Policy) -> Result<Vec<RuleView>, Failure> {
+        let facts = Facts::gather(&self.settings.config)?;
+        Ok(policy.views(&facts.lan, &self.clock()))
+    }
+
+    fn changed(&self, generation: Option<u64>, rules: Vec<RuleView>, mut notes: Vec<String>) -> Change {
+        if generation.is_none() {
+            notes.push("nothing is loaded: this holds from the next `guard run` on".to_owned());
+        } else if !self.is_daemon {
+            notes.push("no daemon is running: this was put in force in the kernel directly".to_owned());
+        }
+        Change { generation, rules, notes }
+    }
+}
+
+impl Control for Engine {
+    fn status(&mut self) -> Result<Status, Failure> {
+        status::status(self)
+    }
+
+    fn rules(&mut self) -> Result<Vec<RuleView>, Failure> {
+        self.views(&self.policy(&self.settings, &self.state)?)
+    }
+
+    fn add_rules(&mut self, request: &AddRules) -> Result<Change, Failure> {
+        let mut state = self.state.clone();
+        let policy = self.policy(&self.settings, &state)?;
+        let added = policy.add(request, &mut state, &self.clock())?;
+        let generation = self.change(&self.settings.clone(), state)?;
+        let all = self.rules()?;
+        let rules = all.into_iter().filter(|rule| added.ids.contains(&rule.id)).collect();
+        Ok(self.changed(generation, rules, added.notes))
+    }
+
+    fn remove_rules(&mut self, request: &RemoveRules) -> Result<Change, Failure> {
+        let mut state = self.state.clone();
+        let all = self.rules()?;
+        let policy = self.policy(&self.settings, &state)?;
+        let removed = policy.remove(&request.rules, &mut state)?;
+        let generation = self.change(&self.settings.clone(), state)?;
+        let rules = all.into_iter().filter(|rule| removed.contains(&rule.id)).collect();
+        Ok(self.changed(generation, rules, Vec::new()))
+    }
+
+    fn set_mode(&mut self, request: &SetMode) -> Result<Change, Failure> {
+        let mut state = self.state.clone();
+        state.mode = Some(request.mode);
+        state.observe_until = match (request.mode, request.for_seconds) {
+            (Mode::Observe, Some(seconds)) => Some(end_after(self.clock().wall, seconds)?),
+            (Mode::Observe, None) => None,
+            (Mode::Enforce, None) => None,
+            (Mode::Enforce, Some(_)) => {
+                return Err(Failure::bad_request(
+                    "enforcing has no end",
+                    "Leave out how long, or observe for that time.",
+                ));
+            }
+        };
+        let generation = self.change(&self.settings.clone(), state)?;
+        Ok(self.changed(generation, Vec::new(), Vec::new()))
+    }
+
+    fn explain(&mut self, request: &Explain) -> Result<Explanation, Failure> {
+        if self.maps.is_none() {
+            return Err(KernelError::NotLoaded.into());
+        }
+        let facts = Facts::gather(&self.settings.config)?;
+        let policy = self.policy(&self.settings, &self.state)?;
+        let input = self.input(&policy, &facts)?;
+        let port: GuardedPort = match &request.port {
+            Some(text) => text.parse()?,
+            None => *policy.ports.first().ok_or(KernelError::NotLoaded)?,
+        };
+        let source = request.source.to_canonical();
+        let (_, decisive) = compile::resolve(&input, source, port, probe::boot_ns());
+        let decisive = decisive.and_then(|id| {
+            policy.views(&facts.lan, &self.clock()).into_iter().find(|view| view.id == id)
+        });
+
+        let mut oracle = Oracle::open(&self.pins)?;
+        let mut places = Vec::new();
+        let (interfaces, _) =
+            coverage::report(&self.pins, &self.settings.config, &facts, &links::ours(&self.pins)?)?;
+        for interface in interfaces {
+            let Some(way) = &interface.hook else { continue };
+            let hook = if way.starts_with(Hook::Xdp.name()) { Hook::Xdp } else { Hook::Tcx };
+            let destination = facts
+                .own_address(source, Some(interface.index))
+                .unwrap_or_else(|| documentation_address(source));
+            places.push((interface.name, hook, destination));
+        }
+        if attach::backstop(&links::ours(&self.pins)?).is_some() {
+            let destination =
+                facts.own_address(source, None).unwrap_or_else(|| documentation_address(source));
+            places.push(("socket".to_owned(), Hook::Cgroup, destination));
+        }
+        let places = places
+            .into_iter()
+            .map(|(place, hook, destination)| {
+                let answer = oracle.ask(hook, &Question { source, destination, port })?;
+                let by_rule = answer.is_some_and(|(_, reason)| reason.is_by_rule());
+                Ok(PlaceVerdict {
+                    place,
+                    hook: hook.name().to_owned(),
+                    verdict: answer
+                        .map_or("not-guarded", |(verdict, _)| verdict.name())
+                        .to_owned(),
+                    reason: answer.map(|(_, reason)| reason.name().to_owned()),
+                    rule: decisive.clone().filter(|_| by_rule),
+                })
+            })
+            .collect::<Result<_, KernelError>>()?;
+        Ok(Explanation { source, port: port.to_string(), places })
+    }
+
+    fn reload(&mut self) -> Result<Change, Failure> {
+        let settings = self.settings.reload(&self.place, &self.state.run)?;
+        start::check_sessions(&self.newly_guarded(&settings), &settings, false)?;
+        let mut state = self.state.clone();
+        self.is_daemon = self.is_daemon || self.maps.is_some();
+        start::reserve_ports(&settings, &mut state);
+        let generation = self.change(&settings, state)?;
+        self.settings = settings;
+        let mut notes = Vec::new();
+        if self.maps.is_some() {
+            let facts = Facts::gather(&self.settings.config)?;
+            notes.extend(coverage::cover(&self.pins, &self.settings.config, &facts)?);
+        }
+        let rules = self.rules()?;
+        Ok(self.changed(generation, rules, notes))
+    }
+
+    fn down(&mut self) -> Result<Vec<String>, Failure> {
+        let mut lifted = Vec::new();
+        let facts = Facts::gather(&self.settings.config)?;
+        let hooks = attach::uncover_all(&self.pins, &facts.attached())?;
+        self.maps = None;
+        self.in_force = None;
+        self.pins.remove_all()?;
+        if hooks > 0 {
+            lifted.push(format!("{hooks} hooks were taken off; nothing is guarded any more"));
+        }
+        let reserved = std::mem::take(&mut self.state.reserved_ports);
+        if !reserved.is_empty() {
+            reserved_ports::release(&reserved).map_err(|error| {
+                Failure::failed(
+                    format!("the ports that guard reserved could not be released: {error}"),
+                    "Take them out of net.ipv4.ip_local_reserved_ports by hand.",
+                )
+            })?;
+            lifted.push(format!("{} ports are no longer reserved", reserved.len()));
+        }
+        self.state.mode = None;
+        self.state.observe_until = None;
+        self.state.run = RunFlags::default();
+        self.state.save(&self.settings.config.paths.state)?;
+        if lifted.is_empty() {
+            lifted.push("nothing was in force".to_owned());
+        }
+        if !self.state.rules.is_empty() {
+            lifted.push(format!(
+                "{} rules made by command are kept for the next `guard run`",
+                self.state.rules.len()
+            ));
+        }
+        Ok(lifted)
+    }
+}
+
+impl Engine {
+    /// Ports that these settings guard and the ones before do not.
+    fn newly_guarded(&self, settings: &Settings) -> Vec<GuardedPort> {
+        let before = &self.settings.config.ports;
+        settings.config.ports.iter().filter(|port| !before.contains(port)).copied().collect()
+    }
+}
+
+/// The end of something that begins now.
+fn end_after(now: Timestamp, seconds: u64) -> Result<Timestamp, Failure> {
+    i64::try_from(seconds)
+        .ok()
+        .and_then(|seconds| now.checked_add(SignedDuration::from_secs(seconds)).ok())
+        .ok_or_else(|| {
+            Failure::bad_request(
+                format!("{seconds} seconds from now is beyond the calendar"),
+                "Choose a shorter time.",
+            )
+        })
+}
+
+/// See `PolicyHeader::observe_until_ns`. What a command set comes before the flag, and that before the file.
+fn observe_until_ns(settings: &Settings, state: &State, clock: &Clock) -> u64 {
+    match (state.mode.unwrap_or(settings.config.mode), state.observe_until) {
+        (Mode::Enforce, _) => 0,
+        (Mode::Observe, None) => NO_END,
+        // A clock that can't be believed can't say how long there is to go.
+        (Mode::Observe, Some(until)) if clock.trusted => clock.boot_at(until),
+        (Mode::Observe, Some(_)) => 0,
+    }
+}
 

@@ -22,6 +22,7 @@ use super::{
     links::{self, LinkPlace, OwnLink},
     load::{Programs, chain},
     pins::Pins,
+    seen::{Seen, SeenFilter},
     sys::Target,
 };
 
@@ -58,27 +59,6 @@ pub struct Wanted {
     pub ifindex: u32,
     pub name: String,
     pub ladder: Vec<Way>,
-}
-
-/// What netlink says is attached to an interface, whoever attached it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Seen {
-    pub xdp: Option<SeenXdp>,
-    /// `bpf` filters at `clsact` ingress.
-    pub filters: Vec<SeenFilter>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SeenXdp {
-    pub is_native: bool,
-    pub program_id: u32,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SeenFilter {
-    pub priority: u16,
-    pub handle: u32,
-    pub program_id: u32,
 }
 
 /// How an interface is covered, as the kernel says.
@@ -284,17 +264,6 @@ impl<'a> Attacher<'a> {
         }
         Ok(())
     }
-
-    /// Takes everything of this guard's off every hook, on the interfaces named.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn uncover_all(&mut self, interfaces: &[(String, Seen)]) -> Result<(), KernelError> {
-        for link in self.links.drain(..) {
-            link.detach(self.pins)?;
-        }
-        uncover_filters(&self.own_programs, interfaces)
-    }
 }
 
 /// Takes every link and filter of this guard's off, also where its pins are gone.
@@ -306,23 +275,17 @@ pub fn uncover_all(pins: &Pins, interfaces: &[(String, Seen)]) -> Result<usize, 
     for link in &links {
         link.detach(pins)?;
     }
-    uncover_filters(&links::own_programs(pins.instance)?, interfaces)?;
-    Ok(links.len())
-}
-
-fn uncover_filters(own: &HashSet<u32>, interfaces: &[(String, Seen)]) -> Result<(), KernelError> {
+    let own = links::own_programs(pins.instance)?;
     for (name, seen) in interfaces {
         for filter in seen.filters.iter().filter(|filter| own.contains(&filter.program_id)) {
             detach_clsact(name, filter)?;
         }
     }
-    Ok(())
+    Ok(links.len())
 }
 
 /// How an interface is covered now.
-///
-/// # Errors
-/// When the kernel's lists can't be walked.
+#[must_use]
 pub fn coverage(
     own_programs: &HashSet<u32>,
     links: &[OwnLink],

@@ -50,12 +50,22 @@ impl Oracle {
         })
     }
 
+    /// What would happen to a first packet from the source to the port.
+    ///
     /// # Errors
     /// When the kernel refuses the test run, or the hook's program is not loaded.
     pub fn ask(&mut self, hook: Hook, question: &Question) -> Result<Answer, KernelError> {
+        self.judge(hook, &frame(question))
+    }
+
+    /// What would happen to an Ethernet frame.
+    ///
+    /// # Errors
+    /// When the kernel refuses the test run (of less than an Ethernet header, for one), or the hook's program is not loaded.
+    pub fn judge(&mut self, hook: Hook, frame: &[u8]) -> Result<Answer, KernelError> {
         self.explained.set(0, Explained::default(), 0).map_err(failed)?;
-        let frame = frame(question);
-        let mut options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::default() };
+        let mut options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::default() };
+        let mut context = [0; CB_OFFSET + 4];
         let (name, result) = match hook {
             Hook::Xdp => {
                 let xdp = self.programs.xdp.as_ref().ok_or(KernelError::NotLoaded)?;
@@ -63,7 +73,6 @@ impl Oracle {
             }
             Hook::Tcx | Hook::Edge => (program::TCX, self.programs.tcx.test_run(options)),
             Hook::Cgroup => {
-                let mut context = [0; CB_OFFSET + 4];
                 context[CB_OFFSET..].copy_from_slice(&EXPLAIN_MARK.to_ne_bytes());
                 options.ctx_in = Some(&context);
                 (program::CGROUP, self.programs.cgroup.test_run(options))

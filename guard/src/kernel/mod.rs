@@ -13,6 +13,7 @@ mod object;
 pub mod pins;
 pub mod probe;
 pub mod ring;
+pub mod seen;
 mod sys;
 pub mod tables;
 

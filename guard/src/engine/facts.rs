@@ -1,0 +1,107 @@
+//! What the engine must know of the host before it decides anything.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv6Addr},
+};
+
+use ipnet::IpNet;
+
+use crate::{
+    config::Config,
+    control::Failure,
+    host::{
+        interfaces::{self, Class, Interface, LanPrefixes, Snapshot},
+        netlink,
+    },
+    kernel::seen::{self, Seen},
+};
+
+/// One moment's answer of netlink, and what follows from it.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    pub snapshot: Snapshot,
+    pub interfaces: Vec<Interface>,
+    /// This host's own addresses, and its containers' where the configuration counts them.
+    pub local: Vec<IpNet>,
+    pub lan: LanPrefixes,
+    /// What is attached where, by interface index.
+    pub seen: HashMap<u32, Seen>,
+}
+
+impl Facts {
+    /// Asks netlink, in the network namespace of the calling thread. Must not be called within a runtime.
+    ///
+    /// # Errors
+    /// When netlink does not answer.
+    pub fn gather(config: &Config) -> Result<Self, Failure> {
+        let failed = |what: &str, error: &dyn std::fmt::Display| {
+            Failure::failed(
+                format!("{what}: {error}"),
+                "the policy in force is as it was; `guard status` shows it",
+            )
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| failed("netlink could not be asked", &error))?;
+        runtime.block_on(async {
+            let snapshot = netlink::snapshot()
+                .await
+                .map_err(|error| failed("the interfaces could not be read", &error))?;
+            let interfaces = interfaces::classify(&snapshot);
+            let indexes: Vec<u32> = interfaces
+                .iter()
+                .filter(|interface| interface.class != Class::Loopback)
+                .map(|interface| interface.index)
+                .collect();
+            let seen = seen::seen(&indexes).await?;
+            Ok(Self {
+                local: interfaces::local_sources(&snapshot, &interfaces, config.local.containers),
+                lan: interfaces::lan(&snapshot, &interfaces),
+                seen,
+                interfaces,
+                snapshot,
+            })
+        })
+    }
+
+    /// What is attached to an interface; nothing when it has gone.
+    pub fn seen(&self, ifindex: u32) -> Seen {
+        self.seen.get(&ifindex).cloned().unwrap_or_default()
+    }
+
+    /// Each interface's name, and what is attached to it.
+    pub fn attached(&self) -> Vec<(String, Seen)> {
+        self.interfaces
+            .iter()
+            .map(|interface| (interface.name.clone(), self.seen(interface.index)))
+            .collect()
+    }
+
+    /// An address of this host at which a packet of `source`'s family would arrive by an interface.
+    pub fn own_address(&self, source: IpAddr, ifindex: u32) -> Option<IpAddr> {
+        let own = |on: Option<u32>| {
+            self.snapshot
+                .addresses
+                .iter()
+                .filter(|address| on.is_none_or(|index| address.index == index))
+                .map(|address| address.address)
+                .find(|address| {
+                    address.is_ipv4() == source.is_ipv4()
+                        && !address.is_loopback()
+                        && *address != source
+                })
+        };
+        own(Some(ifindex)).or_else(|| own(None))
+    }
+}
+
+/// A stand-in for the destination where this host has no address of a family.
+pub fn documentation_address(source: IpAddr) -> IpAddr {
+    match source {
+        // RFC 5737 and RFC 3849.
+        IpAddr::V4(_) => IpAddr::from([192, 0, 2, 1]),
+        IpAddr::V6(_) => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(),
+    }
+}

@@ -1,0 +1,174 @@
+//! `guard run`, until the policy is in force.
+
+use std::{env, net::IpAddr};
+
+use guard_common::{
+    abi::Ruling,
+    packet::Protocol,
+};
+
+use super::{Engine, Facts, Settings, coverage, status};
+use crate::{
+    compile::{self, Input},
+    config::Attach,
+    control::{Control, Failure},
+    host::{
+        reserved_ports,
+        sockets::{self, Peer},
+    },
+    kernel::{attach::Attacher, load, probe, tables::PolicyMaps},
+    rule::GuardedPort,
+    startup::{Cut, Startup},
+    state::{RunFlags, State},
+};
+
+/// Ollama's, the port of the service that guard knows.
+const KNOWN_SERVICE: GuardedPort = GuardedPort { protocol: Protocol::Tcp, number: 11434 };
+
+impl Engine {
+    /// Loads or adopts the programs, puts the policy in force, and covers sockets and interfaces, in this order: tables are
+    /// whole before anything is armed. Returns what to tell whoever started it.
+    ///
+    /// # Errors
+    /// When something is bad (nothing has changed then), or the kernel refuses the programs. An interface or a backstop
+    /// that could not be covered is no error: it is named in the message and by `guard status`.
+    pub fn start(&mut self, flags: RunFlags, yes: bool) -> Result<Startup, Failure> {
+        probe::check()?;
+        // All that can be refused comes before anything is touched.
+        let settings = Settings::new(super::settings::load(&self.place)?, &flags)?;
+        let mut state = State { run: flags, ..self.state.clone() };
+        self.is_daemon = true;
+        let facts = Facts::gather(&settings.config)?;
+        let policy = self.policy(&settings, &state)?;
+        policy.check_wide(yes)?;
+        let input = self.input(&policy, &facts)?;
+        compile::compile(&input)?;
+        if self.maps.is_none() {
+            check_sessions(&settings.config.ports, &settings, yes)?;
+        }
+        let cut = peers_cut(&input);
+        let exposed = sockets::listeners(&input.ports);
+
+        let loaded = load::load(&self.pins)?;
+        self.maps = Some(PolicyMaps::open(&self.pins)?);
+        if let Err(failure) = self.put(input, &settings, &state) {
+            if !loaded.adopted {
+                self.maps = None;
+                self.pins.remove_all()?;
+            }
+            return Err(failure);
+        }
+        let mut problems = Vec::new();
+        problems.extend(loaded.no_xdp.map(|why| format!("this kernel did not take the XDP program: {why}")));
+        if let Err(failure) = self.cover_sockets(&settings) {
+            problems.push(format!("the backstop is missing: {failure}"));
+        }
+        problems.extend(coverage::cover(&self.pins, &settings.config, &facts)?);
+        problems.extend(reserve_ports(&settings, &mut state));
+        // Again, now that it is known whether there is a backstop to leave the undecidable to.
+        self.change(&settings, state)?;
+        self.settings = settings;
+
+        let status = self.status()?;
+        Ok(Startup {
+            adopted: loaded.adopted,
+            native_is_possible: self.settings.config.attach.default == Attach::Auto
+                && facts.interfaces.iter().any(|interface| {
+                    interface.is_ethernet
+                        && status.interfaces.iter().any(|covered| {
+                            covered.index == interface.index && covered.hook.is_some()
+                        })
+                }),
+            status,
+            exposed,
+            cut,
+            allowed: self.rules()?,
+            counts_containers: self.settings.counts_containers(),
+            problems,
+            warnings: self.warnings.clone(),
+        })
+    }
+
+    fn cover_sockets(&mut self, settings: &Settings) -> Result<(), Failure> {
+        let root = settings.cgroup()?;
+        Ok(Attacher::new(&self.pins)?.cover_sockets(&root.path)?)
+    }
+}
+
+/// Adds the guarded TCP ports to those that the kernel does not choose by itself for outgoing connections, and takes
+/// out those no longer guarded. Returns what did not work: it costs no protection.
+pub fn reserve_ports(settings: &Settings, state: &mut State) -> Option<String> {
+    let guarded: Vec<u16> = settings
+        .config
+        .ports
+        .iter()
+        .filter(|port| port.protocol == Protocol::Tcp)
+        .map(|port| port.number)
+        .collect();
+    let (stay, go): (Vec<u16>, Vec<u16>) =
+        state.reserved_ports.iter().partition(|port| guarded.contains(port));
+    let changed = reserved_ports::release(&go).and_then(|()| reserved_ports::reserve(&guarded));
+    match changed {
+        Ok(added) => {
+            state.reserved_ports = stay;
+            state.reserved_ports.extend(added);
+            None
+        }
+        Err(error) => Some(format!(
+            "the guarded ports could not be reserved ({error}): an outgoing connection that starts from one gets no answer"
+        )),
+    }
+}
+
+/// The connections of outsiders that the policy will stop.
+fn peers_cut(input: &Input) -> Vec<Cut> {
+    let now_ns = probe::boot_ns();
+    sockets::peers(&input.ports)
+        .into_iter()
+        .filter(|peer| {
+            let port = GuardedPort { protocol: Protocol::Tcp, number: peer.local.port() };
+            let source = peer.remote.ip().to_canonical();
+            let (ruling, _) = compile::resolve(input, source, port, now_ns);
+            matches!(ruling, Ruling::NoRule | Ruling::Deny)
+        })
+        .map(|peer| Cut { keep_with: format!("guard allow {}", peer.remote.ip().to_canonical()), peer })
+        .collect()
+}
+
+/// Refuses to guard, without confirmation, the port of the session that asks for it, or one that outsiders are using and that is no
+/// known service's.
+///
+/// # Errors
+/// `NeedsConfirmation` for the first such port.
+pub fn check_sessions(ports: &[GuardedPort], settings: &Settings, yes: bool) -> Result<(), Failure> {
+    if yes {
+        return Ok(());
+    }
+    let own = env::var("SSH_CONNECTION").ok().and_then(|text| own_session(&text));
+    let peers = sockets::peers(ports);
+    for port in ports {
+        if let Some((client, _)) = own.filter(|(_, number)| *number == port.number) {
+            return Err(Failure::needs_confirmation(
+                format!("{port} carries the session you are typing in, from {client}"),
+                format!("Run `guard allow {client}` first, or add --yes."),
+            ));
+        }
+        let users: Vec<&Peer> = peers.iter().filter(|peer| peer.local.port() == port.number).collect();
+        if let Some(user) = users.first().filter(|_| *port != KNOWN_SERVICE) {
+            let remote = user.remote.ip().to_canonical();
+            return Err(Failure::needs_confirmation(
+                format!("{} connections to {port} are open from outside, the first from {remote}", users.len()),
+                format!("Allow those that should stay, for one `guard allow {remote}`, and add --yes."),
+            ));
+        }
+    }
+    let _ = settings;
+    Ok(())
+}
+
+/// Client and server port of `SSH_CONNECTION` (sshd(8)): client address, client port, server address, server port.
+fn own_session(text: &str) -> Option<(IpAddr, u16)> {
+    let mut words = text.split_whitespace();
+    let client = words.next()?.parse().ok()?;
+    Some((client, words.nth(2)?.parse().ok()?))
+}

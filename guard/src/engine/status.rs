@@ -1,0 +1,104 @@
+//! `guard status`: what the kernel says is in force, held against what should be.
+
+use std::fs;
+
+use guard_common::abi::NO_END;
+use jiff::Timestamp;
+
+use super::{Engine, Facts, coverage, probe};
+use crate::{
+    control::{BackstopStatus, Enforcement, EventTotals, Failure, Mode, Status},
+    events::BootClock,
+    host::cgroup::Scope,
+    kernel::{attach, counters::Counters, links},
+};
+
+/// # Errors
+/// When the kernel's lists can't be walked or the host not be asked.
+pub fn status(engine: &Engine) -> Result<Status, Failure> {
+    let config = &engine.settings.config;
+    let facts = Facts::gather(config)?;
+    let links = links::ours(&engine.pins)?;
+    let header = engine.maps.as_ref().map(|maps| maps.header()).transpose()?.flatten();
+    let (interfaces, uncovered) = coverage::report(&engine.pins, config, &facts, &links)?;
+    let backstop = backstop(engine, attach::backstop(&links));
+
+    let mut missing = Vec::new();
+    if header.is_none() {
+        missing.push("no policy is in force: `guard run` puts one there".to_owned());
+    }
+    missing.extend(uncovered);
+    if !backstop.attached {
+        missing.push(
+            "the backstop is missing: what does not pass a covered interface reaches the sockets".to_owned(),
+        );
+    } else if backstop.scope != ROOT {
+        missing.push(format!("the backstop judges {} only", backstop.scope));
+    }
+    if let Some(why) = &engine.mortal {
+        missing.push(format!("enforcement ends with the daemon: {why}"));
+    }
+    if engine.pins.are_complete() != engine.maps.is_some() {
+        missing.push("some of guard's pins are missing: `guard run` makes them anew".to_owned());
+    }
+
+    let now_ns = probe::boot_ns();
+    let observe_until_ns = header.map_or(0, |header| header.observe_until_ns);
+    let is_observing = observe_until_ns > now_ns;
+    let has_hooks = backstop.attached || interfaces.iter().any(|interface| interface.hook.is_some());
+    let enforcement = match (header.is_some() && has_hooks, missing.is_empty(), is_observing) {
+        (false, _, _) => Enforcement::None,
+        (true, false, _) => Enforcement::Partial,
+        (true, true, true) => Enforcement::Observe,
+        (true, true, false) => Enforcement::Full,
+    };
+    let policy = engine.policy(&engine.settings, &engine.state)?;
+    let counters = engine.maps.is_some().then(|| Counters::open(&engine.pins)).transpose()?;
+    Ok(Status {
+        enforcement,
+        missing,
+        mode: if is_observing { Mode::Observe } else { Mode::Enforce },
+        observe_until: (is_observing && observe_until_ns != NO_END)
+            .then(|| BootClock::sample().wall(observe_until_ns))
+            .flatten(),
+        generation: header.map(|header| header.generation),
+        daemon: engine.is_daemon.then(std::process::id),
+        ports: policy.ports.iter().map(ToString::to_string).collect(),
+        interfaces,
+        backstop,
+        outlives_daemon: engine.mortal.is_none(),
+        rules: policy.rules.len(),
+        wide_rules: policy.wide_rules(),
+        counters: counters.as_ref().map_or_else(|| Ok(Vec::new()), Counters::totals)?,
+        events: counters.as_ref().map_or_else(|| Ok(EventTotals::default()), Counters::events)?,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    })
+}
+
+/// The scope of a backstop that judges every socket of the machine.
+const ROOT: &str = "root";
+
+/// What the backstop is attached to, which is asked of the kernel.
+fn backstop(engine: &Engine, attached: Option<u64>) -> BackstopStatus {
+    let nothing = BackstopStatus { attached: false, scope: ROOT.to_owned(), path: None };
+    let (Some(attached), Ok(root)) = (attached, engine.settings.cgroup()) else {
+        return nothing;
+    };
+    if root.id().ok() != Some(attached) {
+        return BackstopStatus {
+            attached: true,
+            scope: "another cgroup than it should".to_owned(),
+            path: None,
+        };
+    }
+    let path = root.path.display().to_string();
+    BackstopStatus {
+        attached: true,
+        scope: match root.scope {
+            Scope::Root => ROOT.to_owned(),
+            Scope::Subtree if engine.settings.config.paths.cgroup.is_some() => path.clone(),
+            Scope::Subtree => "this container".to_owned(),
+        },
+        path: Some(path),
+    }
+}
