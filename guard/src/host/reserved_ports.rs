@@ -46,7 +46,8 @@ fn with(before: &BTreeSet<u16>, ports: &[u16]) -> (BTreeSet<u16>, Vec<u16>) {
 }
 
 fn without(before: &BTreeSet<u16>, ports: &[u16]) -> BTreeSet<u16> {
-    before - &BTreeSet::from_iter(ports.iter().copied())
+    let ports: BTreeSet<u16> = ports.iter().copied().collect();
+    before - &ports
 }
 
 /// Reads the list in one call: the kernel answers a second one, at an offset, as if the list had ended
