@@ -6,3 +6,12 @@ pub mod interfaces;
 pub mod netlink;
 pub mod reserved_ports;
 pub mod sockets;
+
+use std::{io, path::Path};
+
+/// The number of the filesystem that a path lies on, of `include/uapi/linux/magic.h`.
+fn filesystem_magic(path: &Path) -> io::Result<u32> {
+    // `f_type` is a signed long: the number stands in its low 32 bits.
+    let [a, b, c, d, ..] = rustix::fs::statfs(path)?.f_type.to_le_bytes();
+    Ok(u32::from_le_bytes([a, b, c, d]))
+}
