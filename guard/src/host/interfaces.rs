@@ -153,8 +153,8 @@ const TUNNEL_KINDS: [&str; 27] = [
     "xfrm",
 ];
 
-/// The kernel nests devices eight deep (`MAX_NEST_DEV` in `include/linux/netdevice.h`), each at most
-/// once above and once below a master.
+/// The kernel nests devices eight deep (`MAX_NEST_DEV` in `include/linux/netdevice.h`); a port on the way to its bridge
+/// takes a step more. What is deeper is a loop that only a snapshot taken amid changes can hold.
 const MAX_DEPTH: usize = 16;
 
 /// A route at most this short carries a default route by another name, such as `0.0.0.0/1` of some VPNs and
