@@ -1,8 +1,18 @@
 //! Facts about this host: its interfaces and addresses, its sockets, its cgroup tree. Nothing here changes the
 //! policy or touches a kernel program.
 
+pub mod bpffs;
 pub mod cgroup;
 pub mod interfaces;
 pub mod netlink;
 pub mod reserved_ports;
 pub mod sockets;
+
+use std::{io, path::Path};
+
+/// The number of the filesystem that a path lies on, of `include/uapi/linux/magic.h`.
+fn filesystem_magic(path: &Path) -> io::Result<u32> {
+    // `f_type` is a signed long: the number stands in its low 32 bits.
+    let [a, b, c, d, ..] = rustix::fs::statfs(path)?.f_type.to_le_bytes();
+    Ok(u32::from_le_bytes([a, b, c, d]))
+}
