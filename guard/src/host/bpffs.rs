@@ -387,7 +387,7 @@ mod tests {
     fn play(scene: &str, prepare: &str) {
         let test = "host::bpffs::tests::inside";
         let script = format!(
-            "mount --make-rprivate / && mount -t proc proc /proc && {prepare} \"$0\" --exact {test} --include-ignored"
+            "mount --make-rprivate / && mount -t proc proc /proc && {prepare} \"$0\" --exact {test}"
         );
         let played = Command::new("unshare")
             .args(["--pid", "--mount", "--fork", "--kill-child", "sh", "-c"])
@@ -402,8 +402,8 @@ mod tests {
     }
 
     #[test]
-    #[ignore = "needs root"]
     fn bpffs_of_pid_1_is_found_or_mounted_from_other_mount_namespaces() {
+        crate::host::assert_root();
         // As ip netns exec does.
         let hide = "umount -l /sys && mount -t sysfs sysfs /sys";
         play("mount here", &format!("{hide} &&"));
@@ -416,7 +416,6 @@ mod tests {
 
     /// What each scene of [`play`] comes to; nothing when it is run by itself.
     #[test]
-    #[ignore = "run by the test above"]
     fn inside() {
         let Ok(scene) = std::env::var(SCENE) else { return };
         let pins = Path::new("/sys/fs/bpf/guard-test");

@@ -11,7 +11,10 @@ use std::{
 };
 
 use procfs::{FromRead, process::MountInfos};
-use rustix::mount::{MountFlags, mount};
+use rustix::{
+    io::Errno,
+    mount::{MountFlags, UnmountFlags, mount, unmount},
+};
 
 use super::filesystem_magic;
 
@@ -30,6 +33,16 @@ const ROOT_INODE: u64 = 1;
 pub struct CgroupRoot {
     pub path: PathBuf,
     pub scope: Scope,
+}
+
+impl CgroupRoot {
+    /// The kernel's number for this cgroup: its directory's inode (`cgroup_id` in `include/linux/cgroup.h`).
+    ///
+    /// # Errors
+    /// When the directory has gone.
+    pub fn id(&self) -> io::Result<u64> {
+        fs::metadata(&self.path).map(|directory| directory.ino())
+    }
 }
 
 /// Whose sockets a directory of the tree stands for.
@@ -88,11 +101,30 @@ impl CgroupError {
 /// # Errors
 /// When mounts can't be listed, or the tree is mounted nowhere and can't be.
 pub fn find_root() -> Result<CgroupRoot, CgroupError> {
-    if let Some(root) = choose(&mount_points()?, inode) {
+    if let Some(root) = find_mounted()? {
         return Ok(root);
     }
     mount_own().map_err(CgroupError::Mount)?;
     at(Path::new(OWN_MOUNT))
+}
+
+/// As [`find_root`], and mounts nothing: `None` where the tree is mounted nowhere.
+///
+/// # Errors
+/// When mounts can't be listed.
+pub fn find_mounted() -> Result<Option<CgroupRoot>, CgroupError> {
+    Ok(choose(&mount_points()?, inode))
+}
+
+/// Unmounts the tree where guard mounted it.
+///
+/// # Errors
+/// When the kernel refuses; that it was not mounted there is no error.
+pub fn unmount_own() -> io::Result<()> {
+    match unmount(OWN_MOUNT, UnmountFlags::empty()) {
+        Err(Errno::INVAL | Errno::NOENT) | Ok(()) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// What a directory of the tree stands for.
@@ -214,8 +246,8 @@ mod tests {
     }
 
     #[test]
-    #[ignore = "needs root"]
     fn below_the_root_it_is_a_subtree() {
+        crate::host::assert_root();
         let root = find_root().unwrap();
         assert_eq!(root.scope, Scope::Root);
         let below = root.path.join(format!("guard-test-{}", std::process::id()));

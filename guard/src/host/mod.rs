@@ -16,3 +16,9 @@ fn filesystem_magic(path: &Path) -> io::Result<u32> {
     let [a, b, c, d, ..] = rustix::fs::statfs(path)?.f_type.to_le_bytes();
     Ok(u32::from_le_bytes([a, b, c, d]))
 }
+
+/// Tests that make namespaces or write kernel settings ask for root and say so.
+#[cfg(test)]
+fn assert_root() {
+    assert!(rustix::process::geteuid().is_root(), "needs root: run `cargo xtask test`");
+}

@@ -554,8 +554,8 @@ mod tests {
     }
 
     #[test]
-    #[ignore = "needs root"]
     fn the_thread_s_namespace_is_read_and_watched() {
+        crate::host::assert_root();
         in_new_namespace(async {
             let mut changes = watch().unwrap();
             assert_eq!(snapshot().await.unwrap().links.len(), 1);

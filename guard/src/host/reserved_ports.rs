@@ -139,8 +139,8 @@ mod tests {
     }
 
     #[test]
-    #[ignore = "needs root"]
     fn the_kernel_s_own_list() {
+        crate::host::assert_root();
         let thread = std::thread::spawn(|| {
             // SAFETY: only the network namespace is left; file descriptors stay shared.
             unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
