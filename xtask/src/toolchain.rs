@@ -70,6 +70,10 @@ impl Version {
 }
 
 /// What of the two routes a machine has.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "independent findings, set and read by name"
+)]
 #[derive(Clone, Debug, Default)]
 pub struct Found {
     /// rustup has a toolchain `nightly` with `rust-src`.
