@@ -330,7 +330,7 @@ impl Toolchain {
                 command
                     .env("CARGO", DISTRIBUTION_CARGO)
                     .env("RUSTC", DISTRIBUTION_RUSTC)
-                    // aya-ebpf asks for unstable features of the compiler.
+                    // The kernel programs, and aya below them, use unstable features.
                     .env("RUSTC_BOOTSTRAP", "1")
                     .env("PATH", path_with(linker)?)
                     .arg(subcommand);
