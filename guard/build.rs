@@ -1,18 +1,58 @@
-//! Puts the kernel programs, built by `cargo xtask build`, where the crate embeds them.
+//! Puts the kernel programs where `guard::kernel` embeds them from: `OUT_DIR/guard-ebpf`.
+//!
+//! `cargo xtask build` compiles them and names the object in `GUARD_EBPF_OBJECT`. Without that
+//! variable the file is empty, so that checking, linting and unit tests need no BPF compiler: an
+//! empty object means "built without kernel programs", and whoever loads it must say so.
 
-use std::{env, fs, io, path::Path};
+use std::{env, fs, path::Path};
 
-fn main() -> io::Result<()> {
+const OBJECT: &str = "GUARD_EBPF_OBJECT";
+
+fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rerun-if-env-changed=GUARD_EBPF_OBJECT");
-    let out_dir = env::var("OUT_DIR").map_err(io::Error::other)?;
-    let embedded = Path::new(&out_dir).join("guard-ebpf");
-    match env::var_os("GUARD_EBPF_OBJECT") {
-        Some(object) => {
-            println!("cargo::rerun-if-changed={}", Path::new(&object).display());
-            fs::copy(object, embedded).map(|_| ())
-        }
-        // Checks, lints and the tests of pure code need no BPF compiler.
-        None => fs::write(embedded, b""),
+    println!("cargo::rerun-if-env-changed={OBJECT}");
+    if let Err(error) = provide_object() {
+        println!("cargo::error={error}");
     }
+}
+
+fn provide_object() -> Result<(), String> {
+    let directory = env::var_os("OUT_DIR").ok_or("cargo has not set OUT_DIR")?;
+    let destination = Path::new(&directory).join("guard-ebpf");
+    let object = match env::var_os(OBJECT) {
+        Some(path) => read_object(Path::new(&path))?,
+        None => Vec::new(),
+    };
+    if object.is_empty() && env::var_os("PROFILE").is_some_and(|profile| profile == "release") {
+        println!(
+            "cargo::warning=this guard is built without its kernel programs and can't guard: \
+             build it with `cargo xtask build`"
+        );
+    }
+    fs::write(&destination, object)
+        .map_err(|error| format!("{} could not be written: {error}", destination.display()))
+}
+
+fn read_object(path: &Path) -> Result<Vec<u8>, String> {
+    // Cargo runs build scripts in the crate's directory, not where the user stands.
+    if !path.is_absolute() {
+        return Err(format!(
+            "{OBJECT} is {}: give an absolute path",
+            path.display()
+        ));
+    }
+    println!("cargo::rerun-if-changed={}", path.display());
+    let object = fs::read(path).map_err(|error| {
+        format!(
+            "{OBJECT} is {}, which can't be read: {error}",
+            path.display()
+        )
+    })?;
+    if !object.starts_with(b"\x7fELF") {
+        return Err(format!(
+            "{OBJECT} is {}, which is no ELF object: `cargo xtask build` makes one",
+            path.display()
+        ));
+    }
+    Ok(object)
 }

@@ -1,1 +1,94 @@
-fn main(){}
+//! The project's own tasks: `cargo xtask setup | build | run | test | lint`.
+//!
+//! This crate is the only place that knows what the build needs and which flags the kernel
+//! programs are compiled with. Every other crate builds with plain cargo and stock stable Rust.
+
+mod command;
+mod kernel_object;
+mod lint;
+mod setup;
+mod stamp;
+mod test;
+mod toolchain;
+mod workspace;
+
+use std::{ffi::OsString, os::unix::process::CommandExt as _, process::ExitCode};
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand};
+
+use crate::{command::without_cargo_variables, setup::Scope, workspace::Workspace};
+
+/// Builds, runs and tests guard.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Installs what the build and the tests need and this machine lacks
+    Setup {
+        /// What `lint` needs to check the kernel programs, too
+        #[arg(long)]
+        lint: bool,
+    },
+    /// Builds the kernel programs and the `guard` binary that carries them
+    Build,
+    /// Sets up, builds, and starts guard on this host
+    Run {
+        /// Arguments for `guard run`, after `--`
+        #[arg(last = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Sets up, builds, and runs every test: needs root
+    Test {
+        /// Runs the tests even if nothing has changed since they last passed
+        #[arg(long)]
+        force: bool,
+        /// Arguments for the test programs, after `--`: a name to filter by, `--nocapture`, …
+        #[arg(last = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Checks format, lints, the lock file and dependencies; installs nothing
+    Lint,
+}
+
+fn main() -> ExitCode {
+    match perform(Arguments::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(task: Task) -> Result<()> {
+    let workspace = Workspace::of_this_crate()?;
+    match task {
+        Task::Setup { lint } => {
+            let scope = if lint { Scope::Lint } else { Scope::Test };
+            setup::ensure(&workspace, scope)?;
+            eprintln!("xtask: everything that building and testing needs is here");
+            Ok(())
+        }
+        Task::Build => {
+            let toolchain = setup::ensure(&workspace, Scope::Build)?;
+            let built = kernel_object::build_all(&workspace, &toolchain)?;
+            eprintln!("xtask: built {}", built.binary.display());
+            Ok(())
+        }
+        Task::Run { arguments } => {
+            let toolchain = setup::ensure(&workspace, Scope::Build)?;
+            let built = kernel_object::build_all(&workspace, &toolchain)?;
+            let mut guard = without_cargo_variables(&built.binary);
+            let error = guard.arg("run").args(arguments).exec();
+            Err(error).with_context(|| format!("could not start {}", built.binary.display()))
+        }
+        Task::Test { force, arguments } => test::run(&workspace, force, &arguments),
+        Task::Lint => lint::run(&workspace),
+    }
+}

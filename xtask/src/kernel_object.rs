@@ -1,0 +1,55 @@
+//! Building guard: first the kernel programs, then the binary that carries them.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+
+use crate::{
+    command::run,
+    toolchain::{BPF_TARGET, KernelTask, Toolchain},
+    workspace::Workspace,
+};
+
+/// Tells `guard`'s build script which object to embed, and the tests which one to load.
+pub const OBJECT_VARIABLE: &str = "GUARD_EBPF_OBJECT";
+
+/// What a build leaves.
+pub struct Built {
+    /// The kernel programs.
+    pub object: PathBuf,
+    /// `guard` itself.
+    pub binary: PathBuf,
+}
+
+/// Builds both; seconds when nothing has changed.
+pub fn build_all(workspace: &Workspace, toolchain: &Toolchain) -> Result<Built> {
+    let object = build_object(workspace, toolchain)?;
+    let mut cargo = workspace.cargo();
+    cargo
+        .args(["build", "--release", "--package", "guard", "--bin", "guard"])
+        .env(OBJECT_VARIABLE, &object);
+    run(&mut cargo, "building guard")?;
+    let binary = workspace.target.join("release/guard");
+    ensure!(
+        binary.is_file(),
+        "building guard left no {}",
+        binary.display()
+    );
+    Ok(Built { object, binary })
+}
+
+fn build_object(workspace: &Workspace, toolchain: &Toolchain) -> Result<PathBuf> {
+    let target = workspace.target.join("bpf");
+    let mut cargo = toolchain.cargo(KernelTask::Build, &workspace.root, &target)?;
+    run(
+        cargo.args(["--bin", "guard-ebpf"]),
+        "building the kernel programs",
+    )?;
+    let object = target.join(BPF_TARGET).join("release/guard-ebpf");
+    ensure!(
+        object.is_file(),
+        "building the kernel programs left no {}",
+        object.display()
+    );
+    Ok(object)
+}
