@@ -1,23 +1,50 @@
 //! From rules to the exact contents of the kernel's tables: the design's *Rules, in order*, resolved into
 //! one entry for each prefix. Pure.
+//!
+//! [`compile`] walks the prefixes of all rules in order, outer ones before what they hold, and keeps on a stack what is
+//! known of the prefixes around the current one. What a prefix adds is a set of *effects*: rules that do the
+//! same to their sources share one. Two prefixes that add the same effects below the same surroundings are resolved
+//! once, so that a set of a hundred thousand prefixes costs little more than sorting it.
 
-use std::collections::BTreeMap;
+mod timeline;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use guard_common::{
-    abi::{Ladder, PortIndex, SourceValue},
+    abi::{
+        Ladder, MAX_GUARDED_PORTS, MAX_LADDERS, MAX_SOURCES, NO_END, PortIndex, Ruling,
+        SOURCE_LOCAL, STEPS, SourceValue,
+    },
     packet::{AddressBytes, Family},
 };
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::rule::{Action, GuardedPort, RuleId};
+use self::timeline::Timeline;
+use crate::{
+    control::Failure,
+    rule::{Action, GuardedPort, RuleId, is_loopback, listed},
+};
+
+/// Entries that one policy may have: both slots share the table.
+const MAX_ENTRIES: usize = MAX_SOURCES as usize / 2;
 
 /// All that a policy's tables are made from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Input {
     pub ports: Vec<GuardedPort>,
     pub rules: Vec<InputRule>,
-    /// This host's own addresses, and the subnets of its local bridges.
+    /// Local sources: this host's own addresses and, unless the policy leaves them out, the subnets of its local
+    /// bridges. Loopback is local whether it stands here or not.
     pub local: Vec<IpNet>,
+    /// Subnets of local bridges that are no local sources (`local = ["host"]`). They are let in by a rule only, and
+    /// still are this host's: a packet to them is not forwarded traffic, and one from outside can't come from them.
+    pub guests: Vec<IpNet>,
 }
 
 /// A rule whose source has become prefixes and whose end has become boot time.
@@ -34,7 +61,7 @@ pub struct InputRule {
 }
 
 /// Which of the design's ranks a rule has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RuleKind {
     /// A prefix typed by hand.
     Typed,
@@ -57,4 +84,489 @@ pub struct Tables {
     pub sources: BTreeMap<Prefix, SourceValue>,
     /// Rows of `ports.len()` ladders; row 0 is what an address without an entry has.
     pub ladders: Vec<Ladder>,
+}
+
+/// Why a policy can't be compiled.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CompileError {
+    #[error("{count} ports are guarded, and a policy holds at most {MAX_GUARDED_PORTS}")]
+    TooManyPorts { count: usize },
+    #[error("the rules come to more than {MAX_ENTRIES} prefixes")]
+    TooManyPrefixes,
+    #[error(
+        "the rules give sources more than {most} different combinations of verdicts and ends over the guarded ports",
+        most = MAX_LADDERS as usize / ports.max(&1)
+    )]
+    TooManyRows { ports: usize },
+    #[error(
+        "for {source_prefix} at port {port} the rules {rules} change the verdict more than {most} times",
+        rules = listed(rules),
+        most = STEPS - 1
+    )]
+    TooManySteps {
+        source_prefix: IpNet,
+        port: GuardedPort,
+        rules: Vec<RuleId>,
+    },
+}
+
+impl CompileError {
+    /// What to do, in one sentence.
+    #[must_use]
+    pub fn fix(&self) -> &'static str {
+        match self {
+            Self::TooManyPorts { .. } => "Guard only the ports that the service listens on.",
+            Self::TooManyPrefixes => "Use shorter lists of prefixes, or wider prefixes.",
+            Self::TooManyRows { .. } => "Give rules the same ends, or guard fewer ports.",
+            Self::TooManySteps { .. } => "Remove one of them, or give some the same end.",
+        }
+    }
+}
+
+impl From<CompileError> for Failure {
+    fn from(error: CompileError) -> Self {
+        Self::failed(error.to_string(), error.fix())
+    }
+}
+
+impl From<IpNet> for Prefix {
+    fn from(net: IpNet) -> Self {
+        let mut address = [0; 16];
+        let family = match net.network() {
+            IpAddr::V4(network) => {
+                address[..4].copy_from_slice(&network.octets());
+                Family::V4
+            }
+            IpAddr::V6(network) => {
+                address = network.octets();
+                Family::V6
+            }
+        };
+        Self {
+            family,
+            address,
+            bits: net.prefix_len(),
+        }
+    }
+}
+
+/// Makes the tables of a policy.
+///
+/// # Errors
+/// When the policy is larger than the tables, or a source's verdict changes too often.
+pub fn compile(input: &Input) -> Result<Tables, CompileError> {
+    let ports = port_indices(&input.ports)?;
+    let (effects, additions) = collect(input, &ports);
+    let mut resolver = Resolver::new(input, &ports, effects);
+    let mut sources = Vec::new();
+    // The prefixes around the current one, outermost first, each with its state.
+    let mut around: Vec<(IpNet, StateId)> = Vec::new();
+    for same_prefix in additions.chunk_by(|one, other| one.0 == other.0) {
+        let prefix = same_prefix[0].0;
+        while around
+            .last()
+            .is_some_and(|(outer, _)| !outer.contains(&prefix))
+        {
+            around.pop();
+        }
+        let outer = around.last().map_or(Resolver::NOTHING, |(_, state)| *state);
+        let effects = same_prefix.iter().map(|(_, effect)| *effect).collect();
+        let state = resolver.inside(outer, effects, prefix)?;
+        let value = resolver.value(state);
+        // What the entry around it gives already needs no entry.
+        if value != resolver.value(outer) {
+            sources.push((Prefix::from(prefix), value));
+            if sources.len() > MAX_ENTRIES {
+                return Err(CompileError::TooManyPrefixes);
+            }
+        }
+        around.push((prefix, state));
+    }
+    let ladders = resolver.rows.concat();
+    Ok(Tables {
+        ports,
+        sources: sources.into_iter().collect(),
+        ladders,
+    })
+}
+
+/// What holds for an address at a port at a moment (boot time in nanoseconds), and the rule that says so.
+///
+/// It scans all rules: for answering people.
+#[must_use]
+pub fn resolve(
+    input: &Input,
+    address: IpAddr,
+    port: GuardedPort,
+    now_ns: u64,
+) -> (Ruling, Option<RuleId>) {
+    if is_loopback(IpNet::from(address)) {
+        return (Ruling::Local, None);
+    }
+    let mut typed: Option<(u8, &InputRule)> = None;
+    let mut set: Option<&InputRule> = None;
+    for rule in input
+        .rules
+        .iter()
+        .filter(|rule| now_ns < rule.until_ns && rule.is_for(port))
+    {
+        let bits = rule
+            .prefixes
+            .iter()
+            .filter(|prefix| prefix.contains(&address))
+            .map(IpNet::prefix_len)
+            .max();
+        let Some(bits) = bits else { continue };
+        let denies = rule.action == Action::Deny;
+        match rule.kind {
+            RuleKind::Typed => {
+                if typed.is_none_or(|(best, by)| {
+                    bits > best || (bits == best && denies && by.action == Action::Allow)
+                }) {
+                    typed = Some((bits, rule));
+                }
+            }
+            RuleKind::Set => {
+                if set.is_none_or(|by| denies && by.action == Action::Allow) {
+                    set = Some(rule);
+                }
+            }
+        }
+    }
+    if let Some(rule) = typed.map(|(_, rule)| rule).or(set) {
+        return (ruling_of(rule.action), Some(rule.id.clone()));
+    }
+    if input.local.iter().any(|prefix| prefix.contains(&address)) {
+        return (Ruling::Local, None);
+    }
+    (Ruling::NoRule, None)
+}
+
+impl InputRule {
+    fn is_for(&self, port: GuardedPort) -> bool {
+        self.ports.is_empty() || self.ports.contains(&port)
+    }
+}
+
+fn ruling_of(action: Action) -> Ruling {
+    match action {
+        Action::Allow => Ruling::Allow,
+        Action::Deny => Ruling::Deny,
+    }
+}
+
+fn port_indices(ports: &[GuardedPort]) -> Result<BTreeMap<GuardedPort, PortIndex>, CompileError> {
+    let mut indices: BTreeMap<GuardedPort, PortIndex> =
+        ports.iter().map(|port| (*port, 0)).collect();
+    if indices.len() > MAX_GUARDED_PORTS as usize {
+        return Err(CompileError::TooManyPorts {
+            count: indices.len(),
+        });
+    }
+    for (index, slot) in (0..).zip(indices.values_mut()) {
+        *slot = index;
+    }
+    Ok(indices)
+}
+
+/// What a prefix adds for the addresses in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Effect {
+    Rule {
+        kind: RuleKind,
+        action: Action,
+        until_ns: u64,
+        ports: PortSet,
+    },
+    Local,
+    Guest,
+    Loopback,
+}
+
+/// A set of port indices: bit N for index N.
+type PortSet = u64;
+
+const _: () = assert!(
+    MAX_GUARDED_PORTS <= PortSet::BITS,
+    "a port index is a bit of PortSet"
+);
+
+/// An index into the list of distinct effects.
+type EffectId = usize;
+
+/// The distinct effects, and which of them each prefix adds: sorted by prefix, outer prefixes before inner ones.
+fn collect(
+    input: &Input,
+    ports: &BTreeMap<GuardedPort, PortIndex>,
+) -> (Vec<Effect>, Vec<(IpNet, EffectId)>) {
+    let mut ids = HashMap::new();
+    let mut effects = Vec::new();
+    let mut additions = Vec::new();
+    let mut add = |effect: Effect, prefixes: &[IpNet]| {
+        let id = *ids.entry(effect).or_insert_with(|| {
+            effects.push(effect);
+            effects.len() - 1
+        });
+        additions.extend(prefixes.iter().map(|prefix| (prefix.trunc(), id)));
+    };
+    for rule in &input.rules {
+        let for_ports = ports
+            .iter()
+            .filter(|(port, _)| rule.is_for(**port))
+            .fold(0, |set, (_, index)| set | 1 << index);
+        if for_ports != 0 {
+            let (kind, action, until_ns) = (rule.kind, rule.action, rule.until_ns);
+            add(
+                Effect::Rule {
+                    kind,
+                    action,
+                    until_ns,
+                    ports: for_ports,
+                },
+                &rule.prefixes,
+            );
+        }
+    }
+    add(Effect::Local, &input.local);
+    add(Effect::Guest, &input.guests);
+    add(Effect::Loopback, &loopback());
+    additions.sort_unstable();
+    additions.dedup();
+    (effects, additions)
+}
+
+fn loopback() -> [IpNet; 2] {
+    [
+        IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)),
+        IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128)),
+    ]
+}
+
+/// All that matters of the prefixes around an address.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct State {
+    is_local: bool,
+    is_guest: bool,
+    is_loopback: bool,
+    /// By port index.
+    ports: Vec<PortState>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct PortState {
+    /// What the prefixes typed by hand say; `None` where none does.
+    typed: Timeline<Option<Action>>,
+    /// Until when some set denies; 0 for never.
+    set_deny_until_ns: u64,
+    /// Until when some set allows; 0 for never.
+    set_allow_until_ns: u64,
+}
+
+/// An index into a resolver's states.
+type StateId = usize;
+
+/// Finds out, once for each combination that comes up, what holds inside a prefix.
+struct Resolver<'a> {
+    input: &'a Input,
+    ports: &'a BTreeMap<GuardedPort, PortIndex>,
+    effects: Vec<Effect>,
+    states: Vec<State>,
+    values: Vec<SourceValue>,
+    ids: HashMap<State, StateId>,
+    /// The state inside a prefix that adds these effects below that state.
+    known: HashMap<(StateId, Vec<EffectId>), StateId>,
+    rows: Vec<Vec<Ladder>>,
+    row_ids: HashMap<Vec<Ladder>, u32>,
+}
+
+impl<'a> Resolver<'a> {
+    /// The state of an address that no prefix covers: row 0.
+    const NOTHING: StateId = 0;
+
+    fn new(
+        input: &'a Input,
+        ports: &'a BTreeMap<GuardedPort, PortIndex>,
+        effects: Vec<Effect>,
+    ) -> Self {
+        let nothing = State {
+            is_local: false,
+            is_guest: false,
+            is_loopback: false,
+            ports: vec![
+                PortState {
+                    typed: Timeline::always(None),
+                    set_deny_until_ns: 0,
+                    set_allow_until_ns: 0,
+                };
+                ports.len()
+            ],
+        };
+        let row = vec![Ladder::always(Ruling::NoRule); ports.len()];
+        Self {
+            input,
+            ports,
+            effects,
+            states: vec![nothing.clone()],
+            values: vec![SourceValue::default()],
+            ids: HashMap::from([(nothing, Self::NOTHING)]),
+            known: HashMap::new(),
+            rows: vec![row.clone()],
+            row_ids: HashMap::from([(row, 0)]),
+        }
+    }
+
+    fn value(&self, state: StateId) -> SourceValue {
+        self.values[state]
+    }
+
+    /// The state inside `prefix`, which adds these effects below the state `outer`.
+    fn inside(
+        &mut self,
+        outer: StateId,
+        effects: Vec<EffectId>,
+        prefix: IpNet,
+    ) -> Result<StateId, CompileError> {
+        let combination = (outer, effects);
+        if let Some(state) = self.known.get(&combination) {
+            return Ok(*state);
+        }
+        let added: Vec<Effect> = combination.1.iter().map(|id| self.effects[*id]).collect();
+        let state = self.states[outer].with(&added);
+        let id = if let Some(id) = self.ids.get(&state) {
+            *id
+        } else {
+            let value = self.make_value(&state, prefix)?;
+            let id = self.states.len();
+            self.values.push(value);
+            self.states.push(state.clone());
+            self.ids.insert(state, id);
+            id
+        };
+        self.known.insert(combination, id);
+        Ok(id)
+    }
+
+    fn make_value(&mut self, state: &State, prefix: IpNet) -> Result<SourceValue, CompileError> {
+        let mut row = Vec::with_capacity(self.ports.len());
+        for (port, at_port) in self.ports.keys().zip(&state.ports) {
+            let rulings = at_port.rulings(state);
+            let ladder = rulings
+                .ladder()
+                .ok_or_else(|| self.too_many_steps(prefix, *port))?;
+            row.push(ladder);
+        }
+        let flags = if state.is_local || state.is_guest {
+            SOURCE_LOCAL
+        } else {
+            0
+        };
+        Ok(SourceValue {
+            row: self.row_id(row)?,
+            flags,
+        })
+    }
+
+    fn row_id(&mut self, row: Vec<Ladder>) -> Result<u32, CompileError> {
+        if let Some(id) = self.row_ids.get(&row) {
+            return Ok(*id);
+        }
+        let ports = self.ports.len();
+        if (self.rows.len() + 1) * ports > MAX_LADDERS as usize {
+            return Err(CompileError::TooManyRows { ports });
+        }
+        // At most MAX_LADDERS rows: where no port is guarded, all rows are row 0.
+        let id = u32::try_from(self.rows.len()).map_err(|_| CompileError::TooManyRows { ports })?;
+        self.rows.push(row.clone());
+        self.row_ids.insert(row, id);
+        Ok(id)
+    }
+
+    /// Names the rules whose ends make a source's verdict at a port change too often.
+    fn too_many_steps(&self, prefix: IpNet, port: GuardedPort) -> CompileError {
+        let ends_here = |rule: &&InputRule| {
+            rule.until_ns != NO_END
+                && rule.is_for(port)
+                && rule
+                    .prefixes
+                    .iter()
+                    .any(|outer| outer.trunc().contains(&prefix))
+        };
+        let rules = self
+            .input
+            .rules
+            .iter()
+            .filter(ends_here)
+            .map(|rule| rule.id.clone())
+            .collect();
+        CompileError::TooManySteps {
+            source_prefix: prefix,
+            port,
+            rules,
+        }
+    }
+}
+
+impl State {
+    /// This state with what a prefix inside it adds.
+    fn with(&self, effects: &[Effect]) -> Self {
+        let mut inner = self.clone();
+        for effect in effects {
+            match effect {
+                Effect::Local => inner.is_local = true,
+                Effect::Guest => inner.is_guest = true,
+                Effect::Loopback => (inner.is_local, inner.is_loopback) = (true, true),
+                Effect::Rule { .. } => {}
+            }
+        }
+        for (index, at_port) in inner.ports.iter_mut().enumerate() {
+            let (mut deny_until_ns, mut allow_until_ns) = (0, 0);
+            for effect in effects {
+                let Effect::Rule {
+                    kind,
+                    action,
+                    until_ns,
+                    ports,
+                } = *effect
+                else {
+                    continue;
+                };
+                if ports & 1 << index == 0 {
+                    continue;
+                }
+                let latest = match (kind, action) {
+                    (RuleKind::Typed, Action::Deny) => &mut deny_until_ns,
+                    (RuleKind::Typed, Action::Allow) => &mut allow_until_ns,
+                    (RuleKind::Set, Action::Deny) => &mut at_port.set_deny_until_ns,
+                    (RuleKind::Set, Action::Allow) => &mut at_port.set_allow_until_ns,
+                };
+                *latest = until_ns.max(*latest);
+            }
+            // Between rules of one prefix deny wins; what has ended uncovers the less specific prefix.
+            at_port.typed = at_port.typed.covered_by(&[
+                (deny_until_ns, Some(Action::Deny)),
+                (allow_until_ns, Some(Action::Allow)),
+            ]);
+        }
+        inner
+    }
+}
+
+impl PortState {
+    /// The design's order, at one port: prefixes typed by hand, sets (deny wins), local sources, else no rule. Loopback
+    /// stands above: it can't be denied.
+    fn rulings(&self, state: &State) -> Timeline<Ruling> {
+        if state.is_loopback {
+            return Timeline::always(Ruling::Local);
+        }
+        let no_rule = if state.is_local {
+            Ruling::Local
+        } else {
+            Ruling::NoRule
+        };
+        let below_typed = Timeline::always(no_rule).covered_by(&[
+            (self.set_deny_until_ns, Ruling::Deny),
+            (self.set_allow_until_ns, Ruling::Allow),
+        ]);
+        self.typed.over(&below_typed, ruling_of)
+    }
 }

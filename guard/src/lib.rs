@@ -5,6 +5,7 @@
 //! the socket ([`api`]) or, without a daemon, directly.
 
 pub mod api;
+mod bounded_file;
 pub mod cli;
 pub mod compile;
 pub mod config;

@@ -1,6 +1,183 @@
+//! From the tables a policy slot holds to the tables wanted: the fewest changes, in an order. Pure.
+//!
+//! A slot is changed only while it is not in force, so that no packet is judged by half a plan.
 
-//! tmp
-use crate::{compile::{Prefix, Tables}, rule::GuardedPort};
+use std::collections::BTreeMap;
+
 use guard_common::abi::{Ladder, PortIndex, SourceValue};
-pub struct Plan { pub remove_sources: Vec<Prefix>, pub put_sources: Vec<(Prefix, SourceValue)>, pub remove_ports: Vec<GuardedPort>, pub put_ports: Vec<(GuardedPort, PortIndex)>, pub put_ladders: Vec<(u32, Ladder)> }
-pub fn plan(c:&Tables, w:&Tables)->Plan { Plan{ remove_sources: c.sources.keys().filter(|k|!w.sources.contains_key(k)).copied().collect(), put_sources: w.sources.iter().map(|(a,b)|(*a,*b)).collect(), remove_ports: c.ports.keys().filter(|k|!w.ports.contains_key(k)).copied().collect(), put_ports: w.ports.iter().map(|(a,b)|(*a,*b)).collect(), put_ladders: w.ladders.iter().enumerate().map(|(i,l)|(i as u32,*l)).collect() } }
+
+use crate::{
+    compile::{Prefix, Tables},
+    rule::GuardedPort,
+};
+
+/// Changes, to be made in the order of the fields: what goes makes room first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    pub remove_sources: Vec<Prefix>,
+    /// New entries, and entries whose value changes.
+    pub put_sources: Vec<(Prefix, SourceValue)>,
+    pub remove_ports: Vec<GuardedPort>,
+    /// New ports, and ports whose index changes.
+    pub put_ports: Vec<(GuardedPort, PortIndex)>,
+    /// By index within the slot. Ladders beyond the wanted ones stay as they are: no entry leads to them.
+    pub put_ladders: Vec<(u32, Ladder)>,
+}
+
+impl Plan {
+    /// Whether the slot holds what is wanted already.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// The changes that turn `current` into `wanted`.
+#[must_use]
+pub fn plan(current: &Tables, wanted: &Tables) -> Plan {
+    Plan {
+        remove_sources: gone(&current.sources, &wanted.sources),
+        put_sources: new_or_changed(&current.sources, &wanted.sources),
+        remove_ports: gone(&current.ports, &wanted.ports),
+        put_ports: new_or_changed(&current.ports, &wanted.ports),
+        put_ladders: (0..)
+            .zip(&wanted.ladders)
+            .zip(
+                current
+                    .ladders
+                    .iter()
+                    .map(Some)
+                    .chain(std::iter::repeat(None)),
+            )
+            .filter(|((_, wanted), current)| Some(*wanted) != *current)
+            .map(|((index, wanted), _)| (index, *wanted))
+            .collect(),
+    }
+}
+
+fn gone<K: Ord + Copy, V>(current: &BTreeMap<K, V>, wanted: &BTreeMap<K, V>) -> Vec<K> {
+    current
+        .keys()
+        .filter(|key| !wanted.contains_key(key))
+        .copied()
+        .collect()
+}
+
+fn new_or_changed<K: Ord + Copy, V: PartialEq + Copy>(
+    current: &BTreeMap<K, V>,
+    wanted: &BTreeMap<K, V>,
+) -> Vec<(K, V)> {
+    wanted
+        .iter()
+        .filter(|(key, value)| current.get(key) != Some(value))
+        .map(|(key, value)| (*key, *value))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use guard_common::{
+        abi::Ruling,
+        packet::{Family, Protocol},
+    };
+    use proptest::{
+        collection::{btree_map, vec},
+        prelude::*,
+        sample::select,
+    };
+
+    use super::*;
+
+    fn any_tables() -> impl Strategy<Value = Tables> {
+        let prefix = (select(vec![Family::V4, Family::V6]), 0..4u8, 0..3u8).prop_map(
+            |(family, first, bits)| {
+                let mut address = [0; 16];
+                address[0] = first;
+                Prefix {
+                    family,
+                    address,
+                    bits,
+                }
+            },
+        );
+        let value = (0..3u32, 0..2u32).prop_map(|(row, flags)| SourceValue { row, flags });
+        let port = (1..5u16).prop_map(|number| GuardedPort {
+            protocol: Protocol::Tcp,
+            number,
+        });
+        let ladder = select(vec![Ruling::NoRule, Ruling::Allow, Ruling::Deny]);
+        (
+            btree_map(port, 0..4u32, 0..4),
+            btree_map(prefix, value, 0..8),
+            vec(ladder.prop_map(Ladder::always), 0..8),
+        )
+            .prop_map(|(ports, sources, ladders)| Tables {
+                ports,
+                sources,
+                ladders,
+            })
+    }
+
+    /// Makes the changes one by one, as the kernel's tables would take them.
+    fn apply(tables: &mut Tables, plan: &Plan) {
+        for prefix in &plan.remove_sources {
+            assert!(
+                tables.sources.remove(prefix).is_some(),
+                "there is nothing to remove"
+            );
+        }
+        for (prefix, value) in &plan.put_sources {
+            assert_ne!(
+                tables.sources.insert(*prefix, *value),
+                Some(*value),
+                "no change"
+            );
+        }
+        for port in &plan.remove_ports {
+            assert!(
+                tables.ports.remove(port).is_some(),
+                "there is nothing to remove"
+            );
+        }
+        for (port, index) in &plan.put_ports {
+            assert_ne!(
+                tables.ports.insert(*port, *index),
+                Some(*index),
+                "no change"
+            );
+        }
+        for (index, ladder) in &plan.put_ladders {
+            let index = *index as usize;
+            if tables.ladders.len() <= index {
+                tables.ladders.resize(index + 1, Ladder::default());
+            } else {
+                assert_ne!(tables.ladders[index], *ladder, "no change");
+            }
+            tables.ladders[index] = *ladder;
+        }
+    }
+
+    #[test]
+    fn nothing_is_done_where_nothing_changes() {
+        assert!(plan(&Tables::default(), &Tables::default()).is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn a_plan_leads_to_what_is_wanted_without_a_wasted_step(
+            current in any_tables(),
+            wanted in any_tables(),
+        ) {
+            let changes = plan(&current, &wanted);
+            let removed: BTreeSet<_> = changes.remove_sources.iter().collect();
+            prop_assert!(changes.put_sources.iter().all(|(prefix, _)| !removed.contains(prefix)));
+            let mut tables = current;
+            apply(&mut tables, &changes);
+            tables.ladders.truncate(wanted.ladders.len());
+            prop_assert_eq!(&tables, &wanted);
+            prop_assert!(plan(&tables, &wanted).is_empty());
+        }
+    }
+}

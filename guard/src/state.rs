@@ -1,1 +1,493 @@
+//! What guard remembers across restarts and reboots: `state.json` in the state directory.
+//!
+//! The file is replaced whole, so that it is the old one or the new one after a crash. One that can't be understood is moved
+//! aside and said, never overwritten and never half believed.
 
+use std::{
+    collections::BTreeSet,
+    fs::{self, DirBuilder, File},
+    io::{self, Write},
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    bounded_file::{self, ReadError},
+    control::{Failure, Mode},
+    rule::{Action, GuardedPort, Origin, Rule, RuleId, Source, check_action, comment_problem},
+};
+
+/// The file's name in the state directory.
+pub const FILE_NAME: &str = "state.json";
+
+/// The number of this format.
+const VERSION: u32 = 1;
+
+/// No sensible state is larger.
+const MAX_BYTES: u64 = 16 << 20;
+
+/// All that is remembered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct State {
+    /// Rules made by command.
+    pub rules: Vec<Rule>,
+    /// The number of the next rule made by command; none is given twice.
+    pub next_rule: u64,
+    /// The mode that a command set; `None` where the configuration's holds.
+    pub mode: Option<Mode>,
+    /// In observe: when dropping resumes.
+    pub observe_until: Option<Timestamp>,
+    /// The newest time the wall clock ever showed: a clock that is earlier is not believed.
+    pub newest_time: Timestamp,
+    /// Ports that guard added to `net.ipv4.ip_local_reserved_ports`.
+    pub reserved_ports: Vec<u16>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            rules: Vec::new(),
+            next_rule: 1,
+            mode: None,
+            observe_until: None,
+            newest_time: Timestamp::UNIX_EPOCH,
+            reserved_ports: Vec::new(),
+        }
+    }
+}
+
+/// A state as it was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loaded {
+    pub state: State,
+    /// What was wrong with the file, in one sentence; the state is empty then.
+    pub warning: Option<String>,
+}
+
+/// Why the state could not be loaded or kept.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    #[error("the state file {} can't be read: {error}", .path.display())]
+    Unreadable { path: PathBuf, error: String },
+    #[error("the state file {} is damaged and can't be moved to {}: {source}", .path.display(), .to.display())]
+    NotMoved {
+        path: PathBuf,
+        to: PathBuf,
+        source: io::Error,
+    },
+    #[error("the state file {} can't be written: {source}", .path.display())]
+    NotWritten { path: PathBuf, source: io::Error },
+}
+
+impl StateError {
+    /// What to do, in one sentence.
+    #[must_use]
+    pub fn fix(&self) -> String {
+        match self {
+            Self::Unreadable { path, .. } => {
+                format!(
+                    "Make {} a file that root can read, or move it away.",
+                    path.display()
+                )
+            }
+            Self::NotMoved { path, .. } => format!("Move {} away by hand.", path.display()),
+            Self::NotWritten { path, .. } => format!(
+                "See that {} is writable and its file system has room.",
+                directory_of(path).display()
+            ),
+        }
+    }
+}
+
+impl From<StateError> for Failure {
+    fn from(error: StateError) -> Self {
+        Self::failed(error.to_string(), error.fix())
+    }
+}
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent().unwrap_or(path)
+}
+
+/// The file's contents.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stored {
+    version: u32,
+    next_rule: u64,
+    mode: Option<Mode>,
+    observe_until: Option<Timestamp>,
+    newest_time: Timestamp,
+    reserved_ports: Vec<u16>,
+    rules: Vec<StoredRule>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredRule {
+    id: RuleId,
+    action: Action,
+    source: Source,
+    ports: Vec<GuardedPort>,
+    until: Option<Timestamp>,
+    comment: Option<String>,
+}
+
+/// What every version of the format begins with.
+#[derive(Deserialize)]
+struct AnyVersion {
+    version: u32,
+}
+
+impl State {
+    /// Reads the state in a directory; it is empty where there is none.
+    ///
+    /// A file that can't be understood is moved to `state.json.bad-<unix seconds>`, by the clock `now`.
+    ///
+    /// # Errors
+    /// When the file is there and can't be read, or can't be moved aside.
+    pub fn load(directory: &Path, now: Timestamp) -> Result<Loaded, StateError> {
+        let path = directory.join(FILE_NAME);
+        let understood = match bounded_file::read(&path, MAX_BYTES) {
+            Ok(bytes) => understand(&bytes),
+            Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
+                Ok(Self::default())
+            }
+            Err(error @ ReadError::TooLarge { .. }) => Err(error.to_string()),
+            Err(error @ (ReadError::Io(_) | ReadError::NotRegular)) => {
+                return Err(StateError::Unreadable {
+                    path,
+                    error: error.to_string(),
+                });
+            }
+        };
+        match understood {
+            Ok(state) => Ok(Loaded {
+                state,
+                warning: None,
+            }),
+            Err(why) => {
+                let to = directory.join(format!("{FILE_NAME}.bad-{}", now.as_second()));
+                if let Err(source) = fs::rename(&path, &to) {
+                    return Err(StateError::NotMoved { path, to, source });
+                }
+                let warning = format!(
+                    "The state file {} was not understood ({why}) and is now {}: rules made by command are \
+                     gone until they are made again.",
+                    path.display(),
+                    to.display()
+                );
+                Ok(Loaded {
+                    state: Self::default(),
+                    warning: Some(warning),
+                })
+            }
+        }
+    }
+
+    /// Writes the state to a directory, which is made where it is absent.
+    ///
+    /// # Errors
+    /// When it can't be written; the file is as it was then.
+    pub fn save(&self, directory: &Path) -> Result<(), StateError> {
+        self.replace(directory)
+            .map_err(|source| StateError::NotWritten {
+                path: directory.join(FILE_NAME),
+                source,
+            })
+    }
+
+    fn replace(&self, directory: &Path) -> io::Result<()> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)?;
+        let mut text = serde_json::to_string_pretty(&self.to_stored())?;
+        text.push('\n');
+        // Only its owner can read a temporary file.
+        let mut file = tempfile::Builder::new()
+            .prefix(".state-")
+            .tempfile_in(directory)?;
+        file.write_all(text.as_bytes())?;
+        file.as_file().sync_all()?;
+        file.persist(directory.join(FILE_NAME))?;
+        // The rename itself must survive a power cut as well.
+        File::open(directory)?.sync_all()
+    }
+
+    fn to_stored(&self) -> Stored {
+        let rules = self.rules.iter().map(|rule| StoredRule {
+            id: rule.id.clone(),
+            action: rule.action,
+            source: rule.source.clone(),
+            ports: rule.ports.clone(),
+            until: rule.until,
+            comment: rule.comment.clone(),
+        });
+        Stored {
+            version: VERSION,
+            next_rule: self.next_rule,
+            mode: self.mode,
+            observe_until: self.observe_until,
+            newest_time: self.newest_time,
+            reserved_ports: self.reserved_ports.clone(),
+            rules: rules.collect(),
+        }
+    }
+}
+
+/// The state in a file's bytes, or why it is none. The bytes are not quoted: they may be anything.
+fn understand(bytes: &[u8]) -> Result<State, String> {
+    let place = |error: serde_json::Error| {
+        format!(
+            "it breaks off or is wrong at line {}, column {}",
+            error.line(),
+            error.column()
+        )
+    };
+    let AnyVersion { version } = serde_json::from_slice(bytes).map_err(place)?;
+    if version != VERSION {
+        return Err(format!(
+            "it has version {version} of the format, and this guard knows {VERSION}"
+        ));
+    }
+    let stored: Stored = serde_json::from_slice(bytes).map_err(place)?;
+    let mut numbers = BTreeSet::new();
+    for rule in &stored.rules {
+        let number: Option<u64> = rule.id.0.parse().ok();
+        let is_new = number.is_some_and(|number| {
+            RuleId::command(number) == rule.id
+                && numbers.insert(number)
+                && number < stored.next_rule
+        });
+        if !is_new {
+            return Err("a rule's number is used twice or was never given".to_owned());
+        }
+        if let Err(error) = check_action(rule.action, &rule.source) {
+            return Err(error.to_string());
+        }
+        if let Some((what, _)) = rule.comment.as_deref().and_then(comment_problem) {
+            return Err(what);
+        }
+    }
+    let rules = stored.rules.into_iter().map(|rule| Rule {
+        id: rule.id,
+        action: rule.action,
+        source: rule.source,
+        ports: rule.ports,
+        until: rule.until,
+        comment: rule.comment,
+        origin: Origin::Command,
+    });
+    Ok(State {
+        rules: rules.collect(),
+        next_rule: stored.next_rule,
+        mode: stored.mode,
+        observe_until: stored.observe_until,
+        newest_time: stored.newest_time,
+        reserved_ports: stored.reserved_ports,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn time(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    fn full() -> State {
+        let rule = |number, source: &str| Rule {
+            id: RuleId::command(number),
+            action: Action::Allow,
+            source: source.parse().unwrap(),
+            ports: vec!["11434".parse().unwrap(), "udp/53".parse().unwrap()],
+            until: Some(time("2027-01-31T00:00:00.5Z")),
+            comment: Some("office \"north\"".to_owned()),
+            origin: Origin::Command,
+        };
+        let mut plain = rule(5, "@/etc/guard/office.txt");
+        (plain.ports, plain.until, plain.comment) = (vec![], None, None);
+        plain.action = Action::Deny;
+        State {
+            rules: vec![rule(2, "192.0.2.0/24"), rule(3, "lan6"), plain],
+            next_rule: 9,
+            mode: Some(Mode::Observe),
+            observe_until: Some(time("2026-11-25T01:02:03Z")),
+            newest_time: time("2026-11-25T01:00:00Z"),
+            reserved_ports: vec![11434, 8081],
+        }
+    }
+
+    fn load(directory: &Path) -> Result<Loaded, StateError> {
+        State::load(directory, time("2026-11-25T01:02:03Z"))
+    }
+
+    fn names(directory: &Path) -> Vec<String> {
+        let entries = fs::read_dir(directory).unwrap();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn what_is_saved_is_loaded() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = parent.path().join("lib/guard");
+        for state in [State::default(), full()] {
+            state.save(&directory).unwrap();
+            assert_eq!(
+                load(&directory).unwrap(),
+                Loaded {
+                    state,
+                    warning: None
+                }
+            );
+        }
+        assert_eq!(names(&directory), [FILE_NAME]);
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(mode(&directory), 0o700);
+        assert_eq!(mode(&directory.join(FILE_NAME)), 0o600);
+    }
+
+    #[test]
+    fn where_there_is_none_the_state_is_empty() {
+        let directory = tempfile::tempdir().unwrap();
+        let empty = Loaded {
+            state: State::default(),
+            warning: None,
+        };
+        assert_eq!(load(directory.path()).unwrap(), empty);
+        assert_eq!(load(&directory.path().join("missing")).unwrap(), empty);
+    }
+
+    fn assert_moved_aside(bytes: &[u8]) -> String {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join(FILE_NAME), bytes).unwrap();
+        let loaded = load(directory.path()).unwrap();
+        assert_eq!(loaded.state, State::default());
+        assert_eq!(names(directory.path()), ["state.json.bad-1795568523"]);
+        let aside = directory.path().join("state.json.bad-1795568523");
+        assert_eq!(fs::read(aside).unwrap(), bytes);
+        loaded.warning.unwrap()
+    }
+
+    fn saved() -> String {
+        let directory = tempfile::tempdir().unwrap();
+        full().save(directory.path()).unwrap();
+        fs::read_to_string(directory.path().join(FILE_NAME)).unwrap()
+    }
+
+    #[test]
+    fn a_torn_file_is_moved_aside_wherever_it_is_torn() {
+        let text = saved();
+        let whole = text.trim_end().len();
+        for length in 0..whole {
+            assert!(understand(&text.as_bytes()[..length]).is_err(), "{length}");
+        }
+        let warning = assert_moved_aside(&text.as_bytes()[..whole / 2]);
+        assert!(
+            warning.contains("breaks off or is wrong at line"),
+            "{warning}"
+        );
+    }
+
+    #[test]
+    fn a_foreign_file_is_moved_aside_whole() {
+        let text = saved();
+        assert_moved_aside(b"");
+        assert_moved_aside(b"[]");
+        assert_moved_aside(b"\xff\xfe");
+        let warning =
+            assert_moved_aside(text.replace("\"version\": 1", "\"version\": 2").as_bytes());
+        assert!(warning.contains("version 2 of the format"), "{warning}");
+        assert_moved_aside(text.replace("\"next_rule\"", "\"next\"").as_bytes());
+        assert_moved_aside(
+            text.replace("\"version\"", "\"more\": 1, \"version\"")
+                .as_bytes(),
+        );
+    }
+
+    #[test]
+    fn a_file_with_an_invalid_rule_is_moved_aside_whole() {
+        let text = saved();
+        for (good, bad, why) in [
+            ("192.0.2.0/24", "192.0.2.7/24", "is wrong at line"),
+            (
+                "@/etc/guard/office.txt",
+                "127.0.0.1",
+                "loopback can't be denied",
+            ),
+            ("\"id\": \"3\"", "\"id\": \"2\"", "used twice"),
+            ("\"id\": \"3\"", "\"id\": \"9\"", "never given"),
+            ("\"id\": \"3\"", "\"id\": \"03\"", "never given"),
+            ("\"id\": \"3\"", "\"id\": \"f1\"", "never given"),
+            ("udp/53", "udp/0", "is wrong at line"),
+            ("north", "north\\u0007", "control characters"),
+        ] {
+            assert!(text.contains(good), "{good}");
+            let warning = assert_moved_aside(text.replace(good, bad).as_bytes());
+            assert!(warning.contains(why), "{bad}: {warning}");
+        }
+    }
+
+    #[test]
+    fn a_file_too_large_is_moved_aside() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = File::create(directory.path().join(FILE_NAME)).unwrap();
+        file.set_len(MAX_BYTES + 1).unwrap();
+        let loaded = load(directory.path()).unwrap();
+        assert!(
+            loaded
+                .warning
+                .unwrap()
+                .contains("larger than 16777216 bytes")
+        );
+    }
+
+    #[test]
+    fn what_can_not_be_read_or_written_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join(FILE_NAME)).unwrap();
+        let error = load(directory.path()).unwrap_err();
+        assert!(
+            error.to_string().contains("it is not a regular file"),
+            "{error}"
+        );
+        assert!(matches!(
+            State::default().save(directory.path()),
+            Err(StateError::NotWritten { .. })
+        ));
+        assert_eq!(
+            names(directory.path()),
+            [FILE_NAME],
+            "no temporary file is left"
+        );
+
+        let file = directory.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert!(matches!(load(&file), Err(StateError::Unreadable { .. })));
+        assert!(matches!(
+            State::default().save(&file),
+            Err(StateError::NotWritten { .. })
+        ));
+    }
+
+    #[test]
+    fn saving_replaces_a_symbolic_link_and_not_what_it_points_to() {
+        let directory = tempfile::tempdir().unwrap();
+        let target = directory.path().join("target");
+        fs::write(&target, "precious").unwrap();
+        std::os::unix::fs::symlink(&target, directory.path().join(FILE_NAME)).unwrap();
+        State::default().save(directory.path()).unwrap();
+        assert_eq!(fs::read_to_string(&target).unwrap(), "precious");
+    }
+}

@@ -1,0 +1,502 @@
+use proptest::{collection::vec, prelude::*, sample::select};
+
+use guard_common::packet::Protocol;
+
+use super::*;
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn tcp(number: u16) -> GuardedPort {
+    GuardedPort {
+        protocol: Protocol::Tcp,
+        number,
+    }
+}
+
+fn rule(id: u64, action: Action, kind: RuleKind, prefixes: &[&str], until_ns: u64) -> InputRule {
+    let prefixes = prefixes.iter().map(|prefix| net(prefix)).collect();
+    InputRule {
+        id: RuleId::command(id),
+        action,
+        kind,
+        prefixes,
+        ports: vec![],
+        until_ns,
+    }
+}
+
+fn typed(id: u64, action: Action, prefix: &str, until_ns: u64) -> InputRule {
+    rule(id, action, RuleKind::Typed, &[prefix], until_ns)
+}
+
+/// The entry that the kernel's trie answers with.
+fn lookup(tables: &Tables, address: IpAddr) -> SourceValue {
+    let longest = tables
+        .sources
+        .iter()
+        .filter(|(prefix, _)| {
+            let own = Prefix::from(IpNet::new(address, prefix.bits.min(bits_of(address))).unwrap());
+            own == **prefix
+        })
+        .max_by_key(|(prefix, _)| prefix.bits);
+    longest.map(|(_, value)| *value).unwrap_or_default()
+}
+
+fn bits_of(address: IpAddr) -> u8 {
+    IpNet::from(address).max_prefix_len()
+}
+
+fn ruling(tables: &Tables, address: IpAddr, port: GuardedPort, now_ns: u64) -> Ruling {
+    let row = lookup(tables, address).row as usize;
+    let ladder = row * tables.ports.len() + tables.ports[&port] as usize;
+    tables.ladders[ladder].at(|| now_ns)
+}
+
+/// The design's *Rules, in order*: every rule that holds is laid out, and the first in order is taken.
+fn oracle(input: &Input, address: IpAddr, port: GuardedPort, now_ns: u64) -> Ruling {
+    if address.is_loopback() {
+        return Ruling::Local;
+    }
+    let mut claims = Vec::new();
+    for rule in input.rules.iter().filter(|rule| now_ns < rule.until_ns) {
+        if !rule.ports.is_empty() && !rule.ports.contains(&port) {
+            continue;
+        }
+        let denies = rule.action == Action::Deny;
+        for prefix in rule
+            .prefixes
+            .iter()
+            .filter(|prefix| prefix.contains(&address))
+        {
+            // Ranks: typed before sets; among typed ones by length; then deny before allow.
+            let length = if rule.kind == RuleKind::Typed {
+                prefix.prefix_len()
+            } else {
+                0
+            };
+            claims.push((rule.kind == RuleKind::Typed, length, denies));
+        }
+    }
+    match claims.iter().max() {
+        Some((_, _, true)) => Ruling::Deny,
+        Some((_, _, false)) => Ruling::Allow,
+        None if input.local.iter().any(|prefix| prefix.contains(&address)) => Ruling::Local,
+        None => Ruling::NoRule,
+    }
+}
+
+#[test]
+fn without_rules_only_loopback_is_let_in() {
+    let tables = compile(&Input {
+        ports: vec![tcp(11434)],
+        ..Input::default()
+    })
+    .unwrap();
+    assert_eq!(tables.sources.len(), 2);
+    assert_eq!(tables.ladders[0], Ladder::always(Ruling::NoRule));
+    for address in ["127.0.0.1", "127.255.255.255", "::1"] {
+        assert!(lookup(&tables, ip(address)).is_local());
+        assert_eq!(ruling(&tables, ip(address), tcp(11434), 0), Ruling::Local);
+    }
+    for address in ["192.0.2.1", "::2", "::"] {
+        assert_eq!(lookup(&tables, ip(address)), SourceValue::default());
+    }
+}
+
+#[test]
+fn the_most_specific_typed_prefix_decides_and_deny_wins_within_one() {
+    let input = Input {
+        ports: vec![tcp(11434)],
+        rules: vec![
+            typed(1, Action::Allow, "10.0.0.0/8", NO_END),
+            typed(2, Action::Deny, "10.1.0.0/16", NO_END),
+            typed(3, Action::Allow, "10.1.2.0/24", NO_END),
+            typed(4, Action::Deny, "10.1.2.3/32", NO_END),
+            typed(5, Action::Allow, "10.1.2.3/32", NO_END),
+        ],
+        ..Input::default()
+    };
+    let tables = compile(&input).unwrap();
+    for (address, wanted, id) in [
+        ("10.9.9.9", Ruling::Allow, 1),
+        ("10.1.9.9", Ruling::Deny, 2),
+        ("10.1.2.9", Ruling::Allow, 3),
+        ("10.1.2.3", Ruling::Deny, 4),
+    ] {
+        assert_eq!(
+            ruling(&tables, ip(address), tcp(11434), 0),
+            wanted,
+            "{address}"
+        );
+        let answer = resolve(&input, ip(address), tcp(11434), 0);
+        assert_eq!(answer, (wanted, Some(RuleId::command(id))), "{address}");
+    }
+}
+
+#[test]
+fn an_end_uncovers_the_rule_beneath() {
+    let input = Input {
+        ports: vec![tcp(11434)],
+        rules: vec![
+            typed(1, Action::Deny, "192.0.2.0/24", 300),
+            typed(2, Action::Allow, "192.0.2.7/32", 200),
+        ],
+        ..Input::default()
+    };
+    let tables = compile(&input).unwrap();
+    let at = |now_ns| {
+        let address = ip("192.0.2.7");
+        let (answer, id) = resolve(&input, address, tcp(11434), now_ns);
+        assert_eq!(ruling(&tables, address, tcp(11434), now_ns), answer);
+        (answer, id.map(|id| id.0))
+    };
+    assert_eq!(at(0), (Ruling::Allow, Some("2".to_owned())));
+    assert_eq!(at(199), (Ruling::Allow, Some("2".to_owned())));
+    assert_eq!(at(200), (Ruling::Deny, Some("1".to_owned())));
+    assert_eq!(at(300), (Ruling::NoRule, None));
+}
+
+#[test]
+fn sets_stand_between_typed_prefixes_and_local_sources() {
+    let input = Input {
+        ports: vec![tcp(11434)],
+        rules: vec![
+            rule(
+                1,
+                Action::Allow,
+                RuleKind::Set,
+                &["10.1.2.3/32", "10.2.0.0/16"],
+                NO_END,
+            ),
+            rule(2, Action::Deny, RuleKind::Set, &["10.0.0.0/8"], NO_END),
+            typed(3, Action::Allow, "10.2.0.0/15", NO_END),
+        ],
+        local: vec![net("10.4.0.0/24"), net("172.17.0.0/16")],
+        ..Input::default()
+    };
+    let tables = compile(&input).unwrap();
+    for (address, wanted) in [
+        ("10.1.2.3", Ruling::Deny),
+        ("10.2.0.1", Ruling::Allow),
+        ("10.4.0.1", Ruling::Deny),
+        ("172.17.0.2", Ruling::Local),
+    ] {
+        assert_eq!(
+            ruling(&tables, ip(address), tcp(11434), 0),
+            wanted,
+            "{address}"
+        );
+        assert_eq!(
+            resolve(&input, ip(address), tcp(11434), 0).0,
+            wanted,
+            "{address}"
+        );
+    }
+    assert!(lookup(&tables, ip("10.4.0.1")).is_local());
+}
+
+#[test]
+fn guests_are_this_hosts_without_being_let_in() {
+    let input = Input {
+        ports: vec![tcp(11434)],
+        rules: vec![typed(1, Action::Allow, "172.17.0.2/32", NO_END)],
+        local: vec![net("172.17.0.1/32")],
+        guests: vec![net("172.17.0.0/16")],
+    };
+    let tables = compile(&input).unwrap();
+    for (address, wanted) in [
+        ("172.17.0.1", Ruling::Local),
+        ("172.17.0.2", Ruling::Allow),
+        ("172.17.0.3", Ruling::NoRule),
+    ] {
+        assert!(lookup(&tables, ip(address)).is_local(), "{address}");
+        assert_eq!(
+            ruling(&tables, ip(address), tcp(11434), 0),
+            wanted,
+            "{address}"
+        );
+    }
+}
+
+#[test]
+fn rules_for_ports_that_are_not_guarded_do_nothing() {
+    let mut elsewhere = typed(1, Action::Allow, "192.0.2.7/32", NO_END);
+    elsewhere.ports = vec![tcp(8081)];
+    let input = Input {
+        ports: vec![tcp(11434)],
+        rules: vec![elsewhere],
+        ..Input::default()
+    };
+    let tables = compile(&input).unwrap();
+    assert_eq!(lookup(&tables, ip("192.0.2.7")), SourceValue::default());
+    assert_eq!(
+        resolve(&input, ip("192.0.2.7"), tcp(11434), 0),
+        (Ruling::NoRule, None)
+    );
+    let none = Input {
+        ports: vec![],
+        ..input
+    };
+    assert!(compile(&none).unwrap().ladders.is_empty());
+}
+
+#[test]
+fn equal_rows_and_covered_entries_are_kept_once() {
+    let input = Input {
+        ports: vec![tcp(1), tcp(2)],
+        rules: vec![
+            typed(1, Action::Allow, "10.0.0.0/8", NO_END),
+            typed(2, Action::Allow, "10.1.0.0/16", NO_END),
+            typed(3, Action::Allow, "192.0.2.0/24", NO_END),
+        ],
+        ..Input::default()
+    };
+    let tables = compile(&input).unwrap();
+    // 10.0.0.0/8, 192.0.2.0/24 and the two of loopback; none, allowed, and local.
+    assert_eq!(tables.sources.len(), 4);
+    assert_eq!(tables.ladders.len(), 3 * 2);
+}
+
+#[test]
+fn a_verdict_that_changes_too_often_is_refused_by_name() {
+    let rules = vec![
+        typed(1, Action::Allow, "10.0.0.0/8", 400),
+        typed(2, Action::Deny, "10.1.0.0/16", 300),
+        typed(3, Action::Allow, "10.1.2.0/24", 200),
+        typed(4, Action::Deny, "10.1.2.3/32", 100),
+    ];
+    let mut input = Input {
+        ports: vec![tcp(11434)],
+        rules,
+        ..Input::default()
+    };
+    let error = compile(&input).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "for 10.1.2.3/32 at port 11434 the rules 1, 2, 3 and 4 change the verdict more than 3 times"
+    );
+    input.rules[0].until_ns = NO_END;
+    assert!(compile(&input).is_ok());
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let ports: Vec<GuardedPort> = (1..=65).map(tcp).collect();
+    let input = Input {
+        ports,
+        ..Input::default()
+    };
+    assert_eq!(
+        compile(&input),
+        Err(CompileError::TooManyPorts { count: 65 })
+    );
+
+    let ports: Vec<GuardedPort> = (1..=64).map(tcp).collect();
+    let by_own_end = (1..=256u32).map(|i| {
+        let prefix = IpNet::from(IpAddr::from(Ipv4Addr::from(i << 16)));
+        let (id, action) = (RuleId::command(i.into()), Action::Allow);
+        let (kind, until_ns) = (RuleKind::Typed, i.into());
+        InputRule {
+            id,
+            action,
+            kind,
+            prefixes: vec![prefix],
+            ports: vec![],
+            until_ns,
+        }
+    });
+    let input = Input {
+        ports,
+        rules: by_own_end.collect(),
+        ..Input::default()
+    };
+    let error = compile(&input).unwrap_err();
+    assert_eq!(error, CompileError::TooManyRows { ports: 64 });
+    assert!(
+        error
+            .to_string()
+            .contains("more than 256 different combinations"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_large_set_is_one_row() {
+    let prefixes: Vec<IpNet> = (0..100_000u32)
+        .map(|i| IpNet::new(Ipv4Addr::from(i << 12).into(), 21 + (i % 8) as u8).unwrap())
+        .collect();
+    let mut set = rule(1, Action::Deny, RuleKind::Set, &[], NO_END);
+    set.prefixes = prefixes;
+    let input = Input {
+        ports: vec![tcp(11434)],
+        rules: vec![set, typed(2, Action::Allow, "0.0.0.0/0", NO_END)],
+        ..Input::default()
+    };
+    let tables = compile(&input).unwrap();
+    // The typed prefix wins everywhere, so that no entry of the set says anything new.
+    assert_eq!(tables.sources.len(), 3);
+    let input = Input {
+        rules: vec![input.rules[0].clone()],
+        ..input
+    };
+    let tables = compile(&input).unwrap();
+    // Those inside loopback stay local, as 127.0.0.0/8 says already.
+    let inside_loopback = (0..100_000u32).filter(|i| (i << 12) >> 24 == 127).count();
+    assert_eq!(tables.sources.len(), 100_000 - inside_loopback + 2);
+    assert_eq!(tables.ladders.len(), 3);
+}
+
+/// Few addresses under few roots, so that prefixes nest.
+fn any_prefix() -> impl Strategy<Value = IpNet> {
+    let v4 = (select(vec![10u8, 11, 127, 172]), 0..4u8, 0..4u8, 0..=32u8)
+        .prop_map(|(a, c, d, bits)| IpNet::new(Ipv4Addr::new(a, 0, c, d).into(), bits));
+    let v6 = (select(vec![0u16, 0xfe80, 0x2001]), 0..4u16, 0..=128u8)
+        .prop_map(|(a, h, bits)| IpNet::new(Ipv6Addr::new(a, 0, 0, 0, 0, 0, 0, h).into(), bits));
+    prop_oneof![v4, v6].prop_map(|prefix| prefix.unwrap().trunc())
+}
+
+fn any_rule() -> impl Strategy<Value = InputRule> {
+    (
+        select(vec![Action::Allow, Action::Deny]),
+        prop_oneof![
+            any_prefix().prop_map(|prefix| (RuleKind::Typed, vec![prefix])),
+            vec(any_prefix(), 0..6).prop_map(|prefixes| (RuleKind::Set, prefixes)),
+        ],
+        vec(select(vec![tcp(1), tcp(2), tcp(3), tcp(4)]), 0..3),
+        select(vec![0, 10, 20, 30, 40, 50, NO_END, NO_END]),
+    )
+        .prop_map(|(action, (kind, prefixes), ports, until_ns)| {
+            let id = RuleId(String::new());
+            InputRule {
+                id,
+                action,
+                kind,
+                prefixes,
+                ports,
+                until_ns,
+            }
+        })
+}
+
+fn any_input() -> impl Strategy<Value = Input> {
+    (
+        select(vec![
+            vec![tcp(2)],
+            vec![tcp(3), tcp(1), tcp(1)],
+            vec![tcp(1), tcp(2), tcp(3)],
+        ]),
+        vec(any_rule(), 0..14),
+        vec(any_prefix(), 0..4),
+        vec(any_prefix(), 0..3),
+    )
+        .prop_map(|(ports, mut rules, local, guests)| {
+            for (number, rule) in (1..).zip(&mut rules) {
+                rule.id = RuleId::command(number);
+            }
+            Input {
+                ports,
+                rules,
+                local,
+                guests,
+            }
+        })
+}
+
+/// The first and last address of every prefix, and their neighbours outside.
+fn addresses(input: &Input) -> Vec<IpAddr> {
+    let prefixes = input.rules.iter().flat_map(|rule| &rule.prefixes);
+    let mut addresses = vec![
+        ip("127.0.0.1"),
+        ip("::1"),
+        ip("192.0.2.1"),
+        ip("2001:db8::1"),
+    ];
+    for prefix in prefixes.chain(&input.local).chain(&input.guests) {
+        addresses.extend([prefix.network(), prefix.broadcast()]);
+        addresses.push(moved(prefix.network(), -1));
+        addresses.push(moved(prefix.broadcast(), 1));
+    }
+    addresses
+}
+
+fn moved(address: IpAddr, by: i8) -> IpAddr {
+    match address {
+        IpAddr::V4(v4) => Ipv4Addr::from(u32::from(v4).wrapping_add_signed(by.into())).into(),
+        IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6).wrapping_add_signed(by.into())).into(),
+    }
+}
+
+/// What is left of the policy around a prefix.
+fn around(input: &Input, inner: IpNet) -> Input {
+    let mut input = input.clone();
+    for rule in &mut input.rules {
+        rule.prefixes.retain(|prefix| prefix.contains(&inner));
+    }
+    input.local.retain(|prefix| prefix.contains(&inner));
+    input
+}
+
+/// In each span between the ends that rules have, and at both sides of one.
+const MOMENTS: [u64; 7] = [0, 9, 10, 20, 30, 40, 50];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn tables_say_what_the_rules_say(input in any_input()) {
+        match compile(&input) {
+            Ok(tables) => {
+                for address in addresses(&input) {
+                    let is_here = address.is_loopback()
+                        || input.local.iter().chain(&input.guests).any(|net| net.contains(&address));
+                    prop_assert_eq!(lookup(&tables, address).is_local(), is_here, "{}", address);
+                    for (port, now_ns) in
+                        input.ports.iter().flat_map(|port| MOMENTS.map(|now_ns| (*port, now_ns)))
+                    {
+                        prop_assert_eq!(
+                            ruling(&tables, address, port, now_ns),
+                            oracle(&input, address, port, now_ns),
+                            "{} at port {} at {}", address, port, now_ns
+                        );
+                    }
+                }
+                let none = vec![Ladder::always(Ruling::NoRule); tables.ports.len()];
+                prop_assert_eq!(&tables.ladders[..none.len()], &none[..]);
+                prop_assert_eq!(tables.ladders.len() % none.len(), 0);
+            }
+            Err(CompileError::TooManySteps { source_prefix, port, .. }) => {
+                let around = around(&input, source_prefix);
+                let rulings = MOMENTS.map(|at| oracle(&around, source_prefix.network(), port, at));
+                let changes = rulings.windows(2).filter(|pair| pair[0] != pair[1]).count();
+                prop_assert!(changes >= STEPS, "{} at port {}", source_prefix, port);
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    #[test]
+    fn the_rule_that_is_named_decides(input in any_input()) {
+        for address in addresses(&input) {
+            for (port, now_ns) in [(tcp(1), 0), (tcp(2), 10), (tcp(3), 25)] {
+                let (answer, id) = resolve(&input, address, port, now_ns);
+                prop_assert_eq!(answer, oracle(&input, address, port, now_ns));
+                match (answer, id) {
+                    (Ruling::Allow | Ruling::Deny, Some(id)) => {
+                        let named = input.rules.iter().find(|rule| rule.id == id).unwrap();
+                        prop_assert_eq!(ruling_of(named.action), answer);
+                        prop_assert!(now_ns < named.until_ns && named.is_for(port));
+                        prop_assert!(named.prefixes.iter().any(|net| net.contains(&address)));
+                    }
+                    (Ruling::Local | Ruling::NoRule, None) => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    }
+}
