@@ -44,6 +44,19 @@ pub struct State {
     pub newest_time: Timestamp,
     /// Ports that guard added to `net.ipv4.ip_local_reserved_ports`.
     pub reserved_ports: Vec<u16>,
+    /// What the newest `guard run` was told, so that commands without a daemon go by it as well.
+    pub run: RunFlags,
+}
+
+/// The flags of `guard run`, as typed. Each stands in place of its key of the configuration where it was given.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunFlags {
+    pub ports: Vec<String>,
+    pub allow: Vec<String>,
+    pub interfaces: Vec<String>,
+    pub attach: Option<String>,
+    pub observe: bool,
 }
 
 impl Default for State {
@@ -55,6 +68,7 @@ impl Default for State {
             observe_until: None,
             newest_time: Timestamp::UNIX_EPOCH,
             reserved_ports: Vec::new(),
+            run: RunFlags::default(),
         }
     }
 }
@@ -122,6 +136,7 @@ struct Stored {
     observe_until: Option<Timestamp>,
     newest_time: Timestamp,
     reserved_ports: Vec<u16>,
+    run: RunFlags,
     rules: Vec<StoredRule>,
 }
 
@@ -234,6 +249,7 @@ impl State {
             observe_until: self.observe_until,
             newest_time: self.newest_time,
             reserved_ports: self.reserved_ports.clone(),
+            run: self.run.clone(),
             rules: rules.collect(),
         }
     }
@@ -289,6 +305,7 @@ fn understand(bytes: &[u8]) -> Result<State, String> {
         observe_until: stored.observe_until,
         newest_time: stored.newest_time,
         reserved_ports: stored.reserved_ports,
+        run: stored.run,
     })
 }
 
@@ -322,6 +339,13 @@ mod tests {
             observe_until: Some(time("2026-11-25T01:02:03Z")),
             newest_time: time("2026-11-25T01:00:00Z"),
             reserved_ports: vec![11434, 8081],
+            run: RunFlags {
+                ports: vec!["8081".to_owned()],
+                allow: vec!["192.0.2.7".to_owned()],
+                interfaces: vec!["eth*".to_owned()],
+                attach: Some("native".to_owned()),
+                observe: true,
+            },
         }
     }
 
