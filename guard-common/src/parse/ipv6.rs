@@ -1,5 +1,7 @@
 //! The IPv6 header and its extension headers (RFC 8200).
 
+use core::hint::black_box;
+
 use crate::{
     packet::{Family, Known, Outcome, Packet, Protocol},
     parse::Next,
@@ -7,8 +9,8 @@ use crate::{
 };
 
 const HEADER_BYTES: usize = 40;
-const MORE_FRAGMENTS: u16 = 1;
-const FRAGMENT_OFFSET_MASK: u16 = 0xfff8;
+const MORE_FRAGMENTS: usize = 1;
+const FRAGMENT_OFFSET_MASK: usize = 0xfff8;
 
 /// Extension headers that are walked. RFC 8200 section 4.1 recommends at most seven places, two of them for the
 /// same destination options; a longer chain is undecidable.
@@ -37,7 +39,7 @@ pub(super) fn read<R: Reader + ?Sized>(reader: &R, offset: usize, packet: &mut P
 
     let mut next = header[6];
     let mut offset = offset + HEADER_BYTES;
-    let mut is_fragment = false;
+    let mut more_fragments = 0;
     for _ in 0..MAX_EXTENSION_HEADERS {
         if !is_extension(next) {
             break;
@@ -45,25 +47,23 @@ pub(super) fn read<R: Reader + ?Sized>(reader: &R, offset: usize, packet: &mut P
         let Some(extension) = reader.read::<4>(offset) else {
             return Next::End(Outcome::Undecidable(Known::Addresses));
         };
+        let is_fragment_header = ones_if_equal(next, next_header::FRAGMENT);
+        let is_authentication = ones_if_equal(next, next_header::AUTHENTICATION);
         let length = usize::from(extension[1]);
-        let mut is_later_fragment = false;
-        offset += match next {
-            next_header::FRAGMENT => {
-                let fragment = u16::from_be_bytes([extension[2], extension[3]]);
-                is_fragment |= fragment & MORE_FRAGMENTS != 0;
-                is_later_fragment = fragment & FRAGMENT_OFFSET_MASK != 0;
-                8
-            }
-            next_header::AUTHENTICATION => (length + 2) * 4,
-            _ => (length + 1) * 8,
-        };
+        offset += (8 & is_fragment_header)
+            | ((length + 2) * 4 & is_authentication)
+            | ((length + 1) * 8 & !is_fragment_header & !is_authentication);
+        let fragment =
+            usize::from(u16::from_be_bytes([extension[2], extension[3]])) & is_fragment_header;
+        more_fragments |= fragment & MORE_FRAGMENTS;
         next = extension[0];
         // Of a later fragment only the fragment header itself is here: what follows is the middle of
         // something, and `next` names the first header of the whole.
-        if is_later_fragment {
+        if fragment & FRAGMENT_OFFSET_MASK != 0 {
             return later_fragment(next, packet);
         }
     }
+    let is_fragment = more_fragments != 0;
     if is_extension(next) {
         return Next::End(Outcome::Undecidable(Known::Addresses));
     }
@@ -72,6 +72,17 @@ pub(super) fn read<R: Reader + ?Sized>(reader: &R, offset: usize, packet: &mut P
     };
     packet.protocol = protocol;
     Next::Transport { offset, is_fragment }
+}
+
+/// All bits set where two header numbers are equal, else none.
+///
+/// Without a branch, which the verifier would follow both ways from every header on, and behind a black box, out of which the
+/// compiler would make one.
+#[inline(always)]
+fn ones_if_equal(one: u8, other: u8) -> usize {
+    let difference = black_box(u32::from(one ^ other));
+    // Only zero less one has the highest bit set.
+    0_usize.wrapping_sub((difference.wrapping_sub(1) >> 31) as usize)
 }
 
 #[inline(always)]
