@@ -1,13 +1,35 @@
 //! From the ring's bytes to attempts that people and programs read.
 
-use std::net::IpAddr;
+use std::{
+    collections::VecDeque,
+    mem::offset_of,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use guard_common::{
+    abi::Event,
+    packet::{AddressBytes, Family, Protocol},
+    reader::Reader,
+    verdict::{Hook, Reason, Verdict},
+};
+use jiff::{SignedDuration, Timestamp};
+use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize, Serializer};
+use tokio::sync::broadcast;
+
+/// Attempts that are kept for those who ask later.
+pub const BACKLOG: usize = 1_000;
+
+/// Attempts that a follower may lag behind before it loses some.
+const FOLLOWER_ROOM: usize = 1_024;
 
 /// One attempt: a packet, or a run of packets from one source, that got `drop` or `would-drop`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
+    /// Written with microseconds, always six digits.
+    #[serde(serialize_with = "with_microseconds")]
     pub time: Timestamp,
     pub verdict: String,
     pub reason: String,
@@ -26,4 +48,484 @@ pub struct Attempt {
     pub packets: u64,
     /// From the IP header on.
     pub bytes: u64,
+}
+
+fn with_microseconds<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{time:.6}"))
+}
+
+/// Turns the kernel's boot time into wall clock time.
+///
+/// A sample goes stale when the wall clock is stepped: sample again then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BootClock {
+    /// What the wall clock shows, as time since 1970, minus the time since boot (suspend included).
+    pub wall_minus_boot: SignedDuration,
+}
+
+impl BootClock {
+    /// Reads both clocks.
+    #[must_use]
+    pub fn sample() -> Self {
+        let boot = clock_gettime(ClockId::Boottime);
+        let wall = Timestamp::now();
+        let boot = SignedDuration::from_secs(boot.tv_sec)
+            .saturating_add(SignedDuration::from_nanos(boot.tv_nsec));
+        Self { wall_minus_boot: wall.as_duration().saturating_sub(boot) }
+    }
+
+    /// The wall clock time of a boot time in nanoseconds, cut to microseconds. `None` when no calendar holds it.
+    #[must_use]
+    pub fn wall(&self, boot_ns: u64) -> Option<Timestamp> {
+        let boot = SignedDuration::try_from(Duration::from_nanos(boot_ns)).ok()?;
+        let wall = self.wall_minus_boot.checked_add(boot)?;
+        Timestamp::from_microsecond(i64::try_from(wall.as_micros()).ok()?).ok()
+    }
+}
+
+/// Reads one record of the event ring.
+///
+/// `name_of` gives an interface's name for its index; one that has gone by now is shown as `#` and its index. `None` for
+/// bytes that are not an attempt of this layout: the caller counts them.
+pub fn decode(
+    bytes: &[u8],
+    clock: &BootClock,
+    name_of: impl Fn(u32) -> Option<String>,
+) -> Option<Attempt> {
+    if bytes.len() != size_of::<Event>() {
+        return None;
+    }
+    let verdict = match Verdict::from_number(number_u8(bytes, offset_of!(Event, verdict))?)? {
+        Verdict::Pass => return None,
+        verdict @ (Verdict::Drop | Verdict::WouldDrop) => verdict,
+    };
+    let family = Family::from_number(number_u8(bytes, offset_of!(Event, family))?)?;
+    let protocol = Protocol::from_number(number_u8(bytes, offset_of!(Event, protocol))?)?;
+    let ifindex = u32::from_ne_bytes(bytes.read(offset_of!(Event, ifindex))?);
+    Some(Attempt {
+        time: clock.wall(number_u64(bytes, offset_of!(Event, time_ns))?)?,
+        verdict: verdict.name().to_owned(),
+        reason: Reason::from_number(number_u8(bytes, offset_of!(Event, reason))?)?
+            .name()
+            .to_owned(),
+        hook: Hook::from_number(number_u8(bytes, offset_of!(Event, hook))?)?.name().to_owned(),
+        interface: (ifindex != 0)
+            .then(|| name_of(ifindex).unwrap_or_else(|| format!("#{ifindex}"))),
+        source: address(family, bytes.read(offset_of!(Event, source))?),
+        source_port: known_port(bytes, offset_of!(Event, source_port))?,
+        destination: address(family, bytes.read(offset_of!(Event, destination))?),
+        port: known_port(bytes, offset_of!(Event, port))?,
+        protocol: protocol.name().to_owned(),
+        tcp_flags: tcp_flags(number_u8(bytes, offset_of!(Event, tcp_flags))?),
+        packets: number_u64(bytes, offset_of!(Event, packets))?,
+        bytes: number_u64(bytes, offset_of!(Event, bytes))?,
+    })
+}
+
+fn number_u8(bytes: &[u8], offset: usize) -> Option<u8> {
+    bytes.get(offset).copied()
+}
+
+fn number_u64(bytes: &[u8], offset: usize) -> Option<u64> {
+    bytes.read(offset).map(u64::from_ne_bytes)
+}
+
+/// A port, or `Some(None)` where the kernel could not read it and stored 0.
+#[expect(clippy::option_option, reason = "the outer says whether the record has the field at all")]
+fn known_port(bytes: &[u8], offset: usize) -> Option<Option<u16>> {
+    let port = bytes.read(offset).map(u16::from_ne_bytes)?;
+    Some((port != 0).then_some(port))
+}
+
+fn address(family: Family, bytes: AddressBytes) -> IpAddr {
+    match family {
+        Family::V4 => {
+            let [a, b, c, d, ..] = bytes;
+            Ipv4Addr::new(a, b, c, d).into()
+        }
+        Family::V6 => Ipv6Addr::from(bytes).into(),
+    }
+}
+
+/// The names of the set flags of RFC 9293 section 3.1 and RFC 3168 section 6.1, from the lowest bit on.
+fn tcp_flags(flags: u8) -> String {
+    const NAMES: [&str; 8] = ["FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR"];
+    let set: Vec<&str> = NAMES
+        .into_iter()
+        .enumerate()
+        .filter(|(bit, _)| flags & (1 << bit) != 0)
+        .map(|(_, name)| name)
+        .collect();
+    set.join("|")
+}
+
+/// Where attempts go: the newest are kept, and followers hear of each at once.
+///
+/// A follower that is too slow loses attempts and is told how many; it never holds up anyone else.
+#[derive(Debug)]
+pub struct Hub {
+    backlog: Mutex<VecDeque<Arc<Attempt>>>,
+    followers: broadcast::Sender<Arc<Attempt>>,
+}
+
+impl Default for Hub {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Hub {
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            backlog: Mutex::new(VecDeque::with_capacity(BACKLOG)),
+            followers: broadcast::Sender::new(FOLLOWER_ROOM),
+        }
+    }
+
+    /// Keeps an attempt and tells the followers.
+    pub fn publish(&self, attempt: Attempt) {
+        let attempt = Arc::new(attempt);
+        let mut backlog = self.lock();
+        if backlog.len() == BACKLOG {
+            backlog.pop_front();
+        }
+        backlog.push_back(Arc::clone(&attempt));
+        // Sent under the lock, so that a new follower finds each attempt either in the backlog or in its queue. The
+        // only error is that nobody follows.
+        let _ = self.followers.send(attempt);
+    }
+
+    /// The attempts kept that are not older than this; all of them for `None`.
+    #[must_use]
+    pub fn since(&self, oldest: Option<Timestamp>) -> Vec<Arc<Attempt>> {
+        Self::not_older(&self.lock(), oldest)
+    }
+
+    /// The attempts kept that are not older than this (none of them for `None`), and all that come.
+    #[must_use]
+    pub fn follow(&self, oldest: Option<Timestamp>) -> (Vec<Arc<Attempt>>, Follower) {
+        let backlog = self.lock();
+        let kept = match oldest {
+            Some(_) => Self::not_older(&backlog, oldest),
+            None => Vec::new(),
+        };
+        (kept, Follower(self.followers.subscribe()))
+    }
+
+    fn not_older(backlog: &VecDeque<Arc<Attempt>>, oldest: Option<Timestamp>) -> Vec<Arc<Attempt>> {
+        backlog
+            .iter()
+            .filter(|attempt| oldest.is_none_or(|oldest| attempt.time >= oldest))
+            .cloned()
+            .collect()
+    }
+
+    /// Nothing that holds the lock can leave the backlog half changed.
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Arc<Attempt>>> {
+        self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Hears of attempts as they come.
+#[derive(Debug)]
+pub struct Follower(broadcast::Receiver<Arc<Attempt>>);
+
+impl Follower {
+    /// The next attempt, or how many were lost before it; `None` when the hub has gone.
+    pub async fn next(&mut self) -> Option<Line> {
+        match self.0.recv().await {
+            Ok(attempt) => Some(Line::Attempt(attempt)),
+            Err(broadcast::error::RecvError::Lagged(lagged)) => Some(Line::Lagged { lagged }),
+            Err(broadcast::error::RecvError::Closed) => None,
+        }
+    }
+}
+
+/// One line of `GET /v1/events`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Line {
+    Attempt(Arc<Attempt>),
+    /// So many attempts were lost to this follower, which was too slow. Written `{"lagged":12}`.
+    Lagged {
+        lagged: u64,
+    },
+}
+
+/// What a line looks like in JSON.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum WrittenLine<A> {
+    Lagged { lagged: u64 },
+    Attempt(A),
+}
+
+impl Serialize for Line {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Attempt(attempt) => WrittenLine::Attempt(attempt.as_ref()).serialize(serializer),
+            Self::Lagged { lagged } => {
+                WrittenLine::<&Attempt>::Lagged { lagged: *lagged }.serialize(serializer)
+            }
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Line {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        WrittenLine::<Attempt>::deserialize(deserializer).map(|line| match line {
+            WrittenLine::Attempt(attempt) => Self::Attempt(Arc::new(attempt)),
+            WrittenLine::Lagged { lagged } => Self::Lagged { lagged },
+        })
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// The attempt of the documentation.
+    pub(crate) fn example() -> Attempt {
+        Attempt {
+            time: "2026-11-25T01:02:03.123456Z".parse().unwrap(),
+            verdict: "drop".into(),
+            reason: "no-rule".into(),
+            hook: "xdp".into(),
+            interface: Some("eth0".into()),
+            source: "203.0.113.9".parse().unwrap(),
+            source_port: Some(51234),
+            destination: "198.51.100.4".parse().unwrap(),
+            port: Some(11434),
+            protocol: "tcp".into(),
+            tcp_flags: "SYN".into(),
+            packets: 1,
+            bytes: 60,
+        }
+    }
+
+    const CLOCK: BootClock =
+        BootClock { wall_minus_boot: SignedDuration::from_secs(1_800_000_000) };
+
+    fn event() -> Event {
+        let mut event = Event {
+            time_ns: 5_000_001_999,
+            packets: 3,
+            bytes: 180,
+            ifindex: 2,
+            source_port: 51234,
+            port: 11434,
+            hook: Hook::Tcx as u8,
+            verdict: Verdict::WouldDrop as u8,
+            reason: Reason::Denied as u8,
+            family: Family::V4 as u8,
+            protocol: Protocol::Tcp as u8,
+            tcp_flags: 0b1_0010,
+            ..Event::default()
+        };
+        event.source[..4].copy_from_slice(&[203, 0, 113, 9]);
+        event.destination[..4].copy_from_slice(&[198, 51, 100, 4]);
+        event
+    }
+
+    /// The record as it stands in the ring, field after field.
+    fn bytes_of(event: &Event) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        bytes.extend(event.time_ns.to_ne_bytes());
+        bytes.extend(event.packets.to_ne_bytes());
+        bytes.extend(event.bytes.to_ne_bytes());
+        bytes.extend(event.source);
+        bytes.extend(event.destination);
+        bytes.extend(event.ifindex.to_ne_bytes());
+        bytes.extend(event.source_port.to_ne_bytes());
+        bytes.extend(event.port.to_ne_bytes());
+        bytes.extend([event.hook, event.verdict, event.reason]);
+        bytes.extend([event.family, event.protocol, event.tcp_flags]);
+        bytes.extend(event.reserved);
+        bytes.extend(event.reserved_ids.map(u64::to_ne_bytes).concat());
+        bytes
+    }
+
+    fn name_of(index: u32) -> Option<String> {
+        (index == 2).then(|| "eth0".to_owned())
+    }
+
+    fn decoded(event: &Event) -> Option<Attempt> {
+        decode(&bytes_of(event), &CLOCK, name_of)
+    }
+
+    #[test]
+    fn a_record_becomes_an_attempt() {
+        let expected = Attempt {
+            time: Timestamp::from_microsecond(1_800_000_005_000_001).unwrap(),
+            verdict: "would-drop".into(),
+            reason: "denied".into(),
+            hook: "tcx".into(),
+            tcp_flags: "SYN|ACK".into(),
+            packets: 3,
+            bytes: 180,
+            ..example()
+        };
+        assert_eq!(decoded(&event()), Some(expected));
+    }
+
+    #[test]
+    fn a_record_is_read_wherever_it_stands_in_memory() {
+        let mut shifted = vec![0];
+        shifted.extend(bytes_of(&event()));
+        assert_eq!(decode(&shifted[1..], &CLOCK, name_of), decoded(&event()));
+    }
+
+    #[test]
+    fn an_ipv6_source_stays_one_even_when_it_maps_ipv4() {
+        let mapped: Ipv6Addr = "::ffff:192.0.2.1".parse().unwrap();
+        let event = Event { family: 6, source: mapped.octets(), ..event() };
+        assert_eq!(decoded(&event).unwrap().source, IpAddr::V6(mapped));
+    }
+
+    #[test]
+    fn what_the_kernel_could_not_read_is_absent() {
+        let event = Event { ifindex: 0, source_port: 0, port: 0, tcp_flags: 0, ..event() };
+        let attempt = decoded(&event).unwrap();
+        assert_eq!(attempt.interface, None);
+        assert_eq!(attempt.source_port, None);
+        assert_eq!(attempt.port, None);
+        assert_eq!(attempt.tcp_flags, "");
+    }
+
+    #[test]
+    fn an_interface_that_has_gone_is_shown_by_its_index() {
+        let event = Event { ifindex: 7, ..event() };
+        assert_eq!(decoded(&event).unwrap().interface.as_deref(), Some("#7"));
+    }
+
+    #[test]
+    fn foreign_records_are_no_attempts() {
+        let foreign = [
+            Event { hook: 9, ..event() },
+            Event { verdict: 9, ..event() },
+            Event { verdict: Verdict::Pass as u8, ..event() },
+            Event { reason: 99, ..event() },
+            Event { family: 5, ..event() },
+            Event { protocol: 1, ..event() },
+        ];
+        for event in foreign {
+            assert_eq!(decoded(&event), None, "{event:?}");
+        }
+        let bytes = bytes_of(&event());
+        let longer = [bytes.as_slice(), &[0]].concat();
+        for wrong in [&bytes[..bytes.len() - 1], longer.as_slice(), &[]] {
+            assert_eq!(decode(wrong, &CLOCK, name_of), None, "{} bytes", wrong.len());
+        }
+    }
+
+    #[test]
+    fn a_time_no_calendar_holds_is_refused_and_not_wrapped() {
+        let clock = BootClock { wall_minus_boot: SignedDuration::MAX };
+        assert_eq!(clock.wall(u64::MAX), None);
+        let before = BootClock { wall_minus_boot: SignedDuration::from_secs(-10) };
+        assert_eq!(before.wall(0), Timestamp::from_second(-10).ok());
+    }
+
+    #[test]
+    fn a_sample_of_the_clocks_gives_the_time_of_day() {
+        let boot = clock_gettime(ClockId::Boottime);
+        let boot_ns = u64::try_from(boot.tv_sec * 1_000_000_000 + boot.tv_nsec).unwrap();
+        let shown = BootClock::sample().wall(boot_ns).unwrap();
+        let difference = Timestamp::now().duration_since(shown).abs();
+        assert!(difference < SignedDuration::from_secs(60), "{difference:?}");
+    }
+
+    #[test]
+    fn flags_are_named_from_the_lowest_bit_on() {
+        for (flags, text) in [
+            (0x02, "SYN"),
+            (0x12, "SYN|ACK"),
+            (0x19, "FIN|PSH|ACK"),
+            (0xff, "FIN|SYN|RST|PSH|ACK|URG|ECE|CWR"),
+            (0x00, ""),
+        ] {
+            assert_eq!(tcp_flags(flags), text);
+        }
+    }
+
+    #[test]
+    fn json_is_the_documented_one() {
+        let text = serde_json::to_string(&example()).unwrap();
+        assert_eq!(
+            text,
+            r#"{"time":"2026-11-25T01:02:03.123456Z","verdict":"drop","reason":"no-rule","hook":"xdp","interface":"eth0","source":"203.0.113.9","source_port":51234,"destination":"198.51.100.4","port":11434,"protocol":"tcp","tcp_flags":"SYN","packets":1,"bytes":60}"#
+        );
+        assert_eq!(serde_json::from_str::<Attempt>(&text).unwrap(), example());
+    }
+
+    #[test]
+    fn json_says_null_for_what_is_absent_and_always_six_digits() {
+        let attempt = Attempt {
+            time: "2026-11-25T01:02:03Z".parse().unwrap(),
+            interface: None,
+            source_port: None,
+            port: None,
+            ..example()
+        };
+        let json = serde_json::to_value(&attempt).unwrap();
+        assert_eq!(json["time"], "2026-11-25T01:02:03.000000Z");
+        assert!(json["interface"].is_null());
+        assert!(json["source_port"].is_null());
+        assert!(json["port"].is_null());
+    }
+
+    #[test]
+    fn both_kinds_of_line_survive_json() {
+        for line in [Line::Attempt(Arc::new(example())), Line::Lagged { lagged: 12 }] {
+            let text = serde_json::to_string(&line).unwrap();
+            assert_eq!(serde_json::from_str::<Line>(&text).unwrap(), line, "{text}");
+        }
+        assert_eq!(
+            serde_json::to_string(&Line::Lagged { lagged: 12 }).unwrap(),
+            r#"{"lagged":12}"#
+        );
+    }
+
+    fn numbered(packets: u64) -> Attempt {
+        let second = i64::try_from(packets).unwrap();
+        Attempt { time: Timestamp::from_second(second).unwrap(), packets, ..example() }
+    }
+
+    #[test]
+    fn the_backlog_keeps_the_newest() {
+        let hub = Hub::new();
+        for number in 0..BACKLOG as u64 + 5 {
+            hub.publish(numbered(number));
+        }
+        let all = hub.since(None);
+        assert_eq!(all.len(), BACKLOG);
+        assert_eq!(all.first().unwrap().packets, 5);
+        let newest = hub.since(Timestamp::from_second(1_003).ok());
+        assert_eq!(newest.iter().map(|a| a.packets).collect::<Vec<_>>(), [1_003, 1_004]);
+    }
+
+    #[tokio::test]
+    async fn a_follower_hears_what_comes_and_what_it_asked_for() {
+        let hub = Hub::new();
+        hub.publish(numbered(1));
+        let (kept, mut new_only) = hub.follow(None);
+        assert!(kept.is_empty());
+        let (kept, _) = hub.follow(Some(Timestamp::UNIX_EPOCH));
+        assert_eq!(kept.len(), 1);
+        hub.publish(numbered(2));
+        assert_eq!(new_only.next().await, Some(Line::Attempt(Arc::new(numbered(2)))));
+        drop(hub);
+        assert_eq!(new_only.next().await, None);
+    }
+
+    #[tokio::test]
+    async fn a_slow_follower_is_told_how_many_it_lost_and_goes_on() {
+        let hub = Hub::new();
+        let (_, mut follower) = hub.follow(None);
+        for number in 0..FOLLOWER_ROOM as u64 + 7 {
+            hub.publish(numbered(number));
+        }
+        assert_eq!(follower.next().await, Some(Line::Lagged { lagged: 7 }));
+        assert_eq!(follower.next().await, Some(Line::Attempt(Arc::new(numbered(7)))));
+    }
 }

@@ -2,3 +2,6 @@
 
 pub mod client;
 pub mod server;
+
+#[cfg(test)]
+mod tests;

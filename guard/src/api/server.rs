@@ -1,0 +1,624 @@
+//! The daemon's side of the control API.
+//!
+//! Who may open the socket (root and the group `guard`, by its file mode) may read; only root may change anything. A
+//! connection carries one request. How many there are, how long each part of one may take and how large it may be are
+//! bounded, so that no peer can keep another from being answered.
+
+use std::{
+    fs, io,
+    os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    Extension, Router,
+    body::Body,
+    extract::{FromRequest, Query, Request, State, rejection::QueryRejection},
+    http::{HeaderValue, Method, StatusCode, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use bytes::Bytes;
+use futures::{StreamExt, stream};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+
+use crate::{
+    control::{AddRules, Control, Explain, Failure, FailureKind, RemoveRules, SetMode},
+    events::{Follower, Hub, Line},
+};
+
+/// Connections served at once; more wait in the socket's queue.
+const MAX_CONNECTIONS: usize = 64;
+/// Of these, how many may follow events. The others are always there for requests.
+const MAX_FOLLOWERS: usize = 32;
+/// The largest request body.
+const MAX_BODY_BYTES: usize = 1 << 20;
+/// The largest request head.
+const MAX_HEAD_BYTES: usize = 16 << 10;
+/// In which a request's head must have come, and then its body.
+const READ_TIME: Duration = Duration::from_secs(10);
+/// How long a connection that does not follow events may last. Longer than any client of guard waits.
+const CONNECTION_TIME: Duration = Duration::from_mins(1);
+/// How long answers under way are waited for at the end.
+const CLOSING_TIME: Duration = Duration::from_secs(5);
+/// Before the next attempt when no connection could be accepted (no file descriptor is free, say).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The group whose members may open the socket.
+const GROUP: &str = "guard";
+
+/// What the engine's requests go to. They block.
+pub type SharedControl = Arc<Mutex<dyn Control + Send>>;
+
+/// Binds the socket, for root and the group `guard` (root alone where there is no such group).
+///
+/// Makes the directory where there is none. A socket that nobody answers on is replaced. Must be called within a
+/// runtime.
+///
+/// # Errors
+/// When somebody answers there, something else than a socket has that name, or the system refuses.
+pub fn bind(path: &Path) -> io::Result<UnixListener> {
+    let group = guard_group();
+    if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty())
+        && !directory.exists()
+    {
+        fs::DirBuilder::new().recursive(true).mode(0o750).create(directory)?;
+        std::os::unix::fs::chown(directory, None, group)?;
+    }
+    refuse_unless_stale(path)?;
+    // It gets its name only when its mode is right, so that nobody else can connect in between.
+    let unnamed = with_suffix(path, ".new");
+    remove_if_there(&unnamed)?;
+    let listener = UnixListener::bind(&unnamed)?;
+    std::os::unix::fs::chown(&unnamed, None, group)?;
+    fs::set_permissions(&unnamed, fs::Permissions::from_mode(0o660))?;
+    fs::rename(&unnamed, path)?;
+    Ok(listener)
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn refuse_unless_stale(path: &Path) -> io::Result<()> {
+    let kind = match fs::symlink_metadata(path) {
+        Ok(metadata) => metadata.file_type(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if !kind.is_socket() {
+        return Err(io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            "something that is not a socket has this name",
+        ));
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => Err(io::Error::new(io::ErrorKind::AddrInUse, "another process answers there")),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// The group's number by `/etc/group`, where the groups of services stand.
+fn guard_group() -> Option<u32> {
+    group_number(&fs::read_to_string("/etc/group").ok()?, GROUP)
+}
+
+/// The number of a group by a text like `/etc/group`: `name:password:number:members` (group(5)).
+fn group_number(text: &str, name: &str) -> Option<u32> {
+    text.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok())?
+    })
+}
+
+/// Serves the API until `stop` says true, or until guard was lifted through it: then it makes `stop` say true itself, after
+/// the answer has been sent.
+pub async fn serve(
+    listener: UnixListener,
+    control: SharedControl,
+    hub: Arc<Hub>,
+    stop: watch::Sender<bool>,
+) {
+    let mut stopped = stop.subscribe();
+    let router = router(Shared {
+        control,
+        hub,
+        stop,
+        followers: Arc::new(Semaphore::new(MAX_FOLLOWERS)),
+        own_uid: rustix::process::geteuid().as_raw(),
+    });
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            () = until_stopped(&mut stopped) => break,
+            accepted = accept(&listener, &slots) => accepted,
+        };
+        match accepted {
+            Ok((stream, uid, slot)) => {
+                let served = serve_connection(stream, uid, router.clone());
+                connections.spawn(async move {
+                    served.await;
+                    drop(slot);
+                });
+            }
+            Err(error) => {
+                log::warn!("a connection to the control socket was not accepted: {error}");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+        while connections.try_join_next().is_some() {}
+    }
+    drop(listener);
+    let answered = async { while connections.join_next().await.is_some() {} };
+    if timeout(CLOSING_TIME, answered).await.is_err() {
+        log::debug!("some control connections were cut at the end");
+    }
+}
+
+async fn accept(
+    listener: &UnixListener,
+    slots: &Arc<Semaphore>,
+) -> io::Result<(UnixStream, u32, OwnedSemaphorePermit)> {
+    let slot = Arc::clone(slots).acquire_owned().await.map_err(io::Error::other)?;
+    let (stream, _) = listener.accept().await?;
+    let uid = stream.peer_cred()?.uid();
+    Ok((stream, uid, slot))
+}
+
+async fn until_stopped(stopped: &mut watch::Receiver<bool>) {
+    // The only error is that nobody can say true any more, which is an end as well.
+    let _ = stopped.wait_for(|stopped| *stopped).await;
+}
+
+/// One connection, and what its request is to know of it.
+struct Peer {
+    uid: u32,
+    /// It follows events, and may last.
+    follows: AtomicBool,
+    /// The answer has been sent, or can't be.
+    closed: Notify,
+}
+
+async fn serve_connection(stream: UnixStream, uid: u32, router: Router) {
+    let peer = Arc::new(Peer { uid, follows: AtomicBool::new(false), closed: Notify::new() });
+    let service = TowerToHyperService::new(router.layer(Extension(Arc::clone(&peer))));
+    let mut http = http1::Builder::new();
+    http.keep_alive(false)
+        .timer(TokioTimer::new())
+        .header_read_timeout(READ_TIME)
+        .max_buf_size(MAX_HEAD_BYTES);
+    let served = http.serve_connection(TokioIo::new(stream), service);
+    let out_of_time = async {
+        sleep(CONNECTION_TIME).await;
+        if peer.follows.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        result = served => if let Err(error) = result {
+            log::debug!("a control connection of uid {uid} ended early: {error}");
+        },
+        () = out_of_time => log::debug!("a control connection of uid {uid} took too long"),
+    }
+    peer.closed.notify_one();
+}
+
+/// What every request may use.
+#[derive(Clone)]
+struct Shared {
+    control: SharedControl,
+    hub: Arc<Hub>,
+    stop: watch::Sender<bool>,
+    followers: Arc<Semaphore>,
+    own_uid: u32,
+}
+
+fn router(shared: Shared) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/rules", get(rules).post(add_rules).delete(remove_rules))
+        .route("/v1/mode", post(set_mode))
+        .route("/v1/explain", post(explain))
+        .route("/v1/reload", post(reload))
+        .route("/v1/down", post(down))
+        .route("/v1/events", get(events))
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn_with_state(shared.clone(), authorise))
+        .with_state(shared)
+}
+
+/// Lets a peer read, and lets root (or the daemon's own user) change.
+fn is_permitted(method: &Method, path: &str, uid: u32, own_uid: u32) -> bool {
+    let reads = matches!(*method, Method::GET | Method::HEAD) || path == "/v1/explain";
+    reads || uid == 0 || uid == own_uid
+}
+
+async fn authorise(
+    State(shared): State<Shared>,
+    Extension(peer): Extension<Arc<Peer>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if is_permitted(request.method(), request.uri().path(), peer.uid, shared.own_uid) {
+        return next.run(request).await;
+    }
+    Problem::from(Failure {
+        kind: FailureKind::Forbidden,
+        what: format!("the user with uid {} may not change what guard does", peer.uid),
+        fix: Some("ask as root: with sudo, for example".to_owned()),
+    })
+    .into_response()
+}
+
+async fn status(State(shared): State<Shared>) -> Result<Response, Problem> {
+    ask(&shared, |control| control.status()).await
+}
+
+async fn rules(State(shared): State<Shared>) -> Result<Response, Problem> {
+    ask(&shared, |control| control.rules()).await
+}
+
+async fn add_rules(
+    State(shared): State<Shared>,
+    Json(request): Json<AddRules>,
+) -> Result<Response, Problem> {
+    ask(&shared, move |control| control.add_rules(&request)).await
+}
+
+async fn remove_rules(
+    State(shared): State<Shared>,
+    Json(request): Json<RemoveRules>,
+) -> Result<Response, Problem> {
+    ask(&shared, move |control| control.remove_rules(&request)).await
+}
+
+async fn set_mode(
+    State(shared): State<Shared>,
+    Json(request): Json<SetMode>,
+) -> Result<Response, Problem> {
+    ask(&shared, move |control| control.set_mode(&request)).await
+}
+
+async fn explain(
+    State(shared): State<Shared>,
+    Json(request): Json<Explain>,
+) -> Result<Response, Problem> {
+    ask(&shared, move |control| control.explain(&request)).await
+}
+
+async fn reload(State(shared): State<Shared>) -> Result<Response, Problem> {
+    ask(&shared, |control| control.reload()).await
+}
+
+async fn down(
+    State(shared): State<Shared>,
+    Extension(peer): Extension<Arc<Peer>>,
+) -> Result<Response, Problem> {
+    let stop = shared.stop.clone();
+    let runtime = tokio::runtime::Handle::current();
+    ask(&shared, move |control| {
+        let lifted = control.down()?;
+        // From here, and not from the request: that ends with its connection, and what is lifted stays lifted.
+        runtime.spawn(async move {
+            if timeout(CLOSING_TIME, peer.closed.notified()).await.is_err() {
+                log::debug!("the answer to a request to lift everything was not taken");
+            }
+            stop.send_replace(true);
+        });
+        Ok(lifted)
+    })
+    .await
+}
+
+/// Carries out a request on a thread that may block.
+async fn ask<T: Serialize + Send + 'static>(
+    shared: &Shared,
+    question: impl FnOnce(&mut dyn Control) -> Result<T, Failure> + Send + 'static,
+) -> Result<Response, Problem> {
+    let control = Arc::clone(&shared.control);
+    let answer = tokio::task::spawn_blocking(move || {
+        let mut control = control.lock().map_err(|_| broken())?;
+        question(&mut *control)
+    })
+    .await
+    .map_err(|_| broken())??;
+    Ok(axum::Json(answer).into_response())
+}
+
+/// A request panicked: what the engine remembers may no longer be what is in force.
+fn broken() -> Failure {
+    Failure::failed(
+        "the daemon met an error of its own while it carried out a request",
+        "restart the daemon: the kernel goes on enforcing meanwhile",
+    )
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EventsQuery {
+    /// Goes on with attempts as they come.
+    #[serde(default)]
+    follow: bool,
+    /// Only attempts of the last so many seconds. Where it is absent: all that are kept, or none when following.
+    since: Option<u64>,
+}
+
+async fn events(
+    State(shared): State<Shared>,
+    Extension(peer): Extension<Arc<Peer>>,
+    query: Result<Query<EventsQuery>, QueryRejection>,
+) -> Result<Response, Problem> {
+    let Query(query) = query.map_err(|rejection| {
+        Failure::bad_request(
+            format!("the query of /v1/events is not right: {}", rejection.body_text()),
+            "give follow=true, since=SECONDS, or both",
+        )
+    })?;
+    let oldest = query.since.map(|seconds| seconds_before(Timestamp::now(), seconds));
+    let body = if query.follow {
+        let slot = Arc::clone(&shared.followers).try_acquire_owned().map_err(|_| Problem {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            failure: Failure::failed(
+                format!("{MAX_FOLLOWERS} clients follow events already"),
+                "end one of them, or ask without following",
+            ),
+        })?;
+        peer.follows.store(true, Ordering::Relaxed);
+        let (kept, follower) = shared.hub.follow(oldest);
+        let kept = stream::iter(kept.into_iter().map(Line::Attempt));
+        let coming = following(follower, shared.stop.subscribe(), slot);
+        Body::from_stream(kept.chain(coming).map(|line| json_line(&line)))
+    } else {
+        let kept = shared.hub.since(oldest).into_iter();
+        let lines: Result<Vec<Bytes>, _> =
+            kept.map(|attempt| json_line(&Line::Attempt(attempt))).collect();
+        let lines = lines.map_err(|error| {
+            log::error!("an attempt can't be written as JSON: {error}");
+            broken()
+        })?;
+        Body::from(lines.concat())
+    };
+    let kind = HeaderValue::from_static("application/x-ndjson");
+    Ok(([(header::CONTENT_TYPE, kind)], body).into_response())
+}
+
+/// A span that reaches behind the calendar's first day is one that reaches behind every attempt.
+fn seconds_before(now: Timestamp, seconds: u64) -> Timestamp {
+    i64::try_from(seconds)
+        .ok()
+        .and_then(|seconds| now.checked_sub(SignedDuration::from_secs(seconds)).ok())
+        .unwrap_or(Timestamp::MIN)
+}
+
+/// What a follower hears, until the daemon ends. Holds the follower's slot.
+fn following(
+    follower: Follower,
+    stopped: watch::Receiver<bool>,
+    slot: OwnedSemaphorePermit,
+) -> impl futures::Stream<Item = Line> {
+    stream::unfold((follower, stopped, slot), |(mut follower, mut stopped, slot)| async move {
+        let line = tokio::select! {
+            () = until_stopped(&mut stopped) => None,
+            line = follower.next() => line,
+        }?;
+        Some((line, (follower, stopped, slot)))
+    })
+}
+
+fn json_line(line: &Line) -> serde_json::Result<Bytes> {
+    let mut text = serde_json::to_vec(line)?;
+    text.push(b'\n');
+    Ok(text.into())
+}
+
+async fn unknown_path(request: Request) -> Problem {
+    Problem {
+        status: StatusCode::NOT_FOUND,
+        failure: Failure::bad_request(
+            format!("the control API has no {:?}", request.uri().path()),
+            "its paths are /v1/status, /v1/rules, /v1/mode, /v1/explain, /v1/reload, /v1/down and /v1/events",
+        ),
+    }
+}
+
+async fn wrong_method(request: Request) -> Problem {
+    Problem {
+        status: StatusCode::METHOD_NOT_ALLOWED,
+        failure: Failure::bad_request(
+            format!("{} is not for {}", request.method(), request.uri().path()),
+            "GET reads status, rules and events; POST adds rules or asks for a change; DELETE removes rules",
+        ),
+    }
+}
+
+/// A failure and its HTTP status.
+struct Problem {
+    status: StatusCode,
+    failure: Failure,
+}
+
+impl From<Failure> for Problem {
+    fn from(failure: Failure) -> Self {
+        let status = match failure.kind {
+            FailureKind::BadRequest => StatusCode::BAD_REQUEST,
+            FailureKind::Forbidden => StatusCode::FORBIDDEN,
+            FailureKind::NeedsConfirmation => StatusCode::CONFLICT,
+            FailureKind::Failed => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self { status, failure }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        (self.status, axum::Json(self.failure)).into_response()
+    }
+}
+
+/// A request's body, read within bounds. No content type is asked for: only JSON is spoken here.
+struct Json<T>(T);
+
+impl<S: Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
+        let body = Limited::new(request.into_body(), MAX_BODY_BYTES).collect();
+        let body = timeout(READ_TIME, body).await.map_err(|_| Problem {
+            status: StatusCode::REQUEST_TIMEOUT,
+            failure: Failure::bad_request(
+                format!("the body did not come within {} seconds", READ_TIME.as_secs()),
+                "send the whole request at once",
+            ),
+        })?;
+        let body = body.map_err(|error| {
+            if error.is::<LengthLimitError>() {
+                return Problem {
+                    status: StatusCode::PAYLOAD_TOO_LARGE,
+                    failure: Failure::bad_request(
+                        format!("the body is larger than {MAX_BODY_BYTES} bytes"),
+                        "split it, or name a file of prefixes as a source (@FILE)",
+                    ),
+                };
+            }
+            Failure::bad_request(
+                format!("the body could not be read: {error}"),
+                "send the request again",
+            )
+            .into()
+        })?;
+        Ok(parse(&body.to_bytes()).map(Self)?)
+    }
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Failure> {
+    let mut json = serde_json::Deserializer::from_slice(body);
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let field = error.path().to_string();
+        let what = match field.as_str() {
+            "." => format!("the body is not right: {}", error.inner()),
+            _ => format!("the body's field {field:?} is not right: {}", error.inner()),
+        };
+        Failure::bad_request(
+            what,
+            "send a JSON object with the fields that the control API documents",
+        )
+    })?;
+    json.end().map_err(|error| {
+        Failure::bad_request(
+            format!("something follows the body's JSON object: {error}"),
+            "send one JSON object",
+        )
+    })?;
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROOT: u32 = 0;
+    const MEMBER: u32 = 1000;
+
+    #[test]
+    fn everyone_at_the_socket_may_read_and_only_root_may_change() {
+        let reads = [
+            (Method::GET, "/v1/status"),
+            (Method::HEAD, "/v1/status"),
+            (Method::GET, "/v1/rules"),
+            (Method::GET, "/v1/events"),
+            (Method::POST, "/v1/explain"),
+        ];
+        let changes = [
+            (Method::POST, "/v1/rules"),
+            (Method::DELETE, "/v1/rules"),
+            (Method::POST, "/v1/mode"),
+            (Method::POST, "/v1/reload"),
+            (Method::POST, "/v1/down"),
+            (Method::POST, "/v1/explain/"),
+        ];
+        for (method, path) in &reads {
+            assert!(is_permitted(method, path, MEMBER, ROOT), "{method} {path}");
+        }
+        for (method, path) in &changes {
+            assert!(!is_permitted(method, path, MEMBER, ROOT), "{method} {path}");
+            assert!(is_permitted(method, path, ROOT, ROOT), "{method} {path}");
+            assert!(is_permitted(method, path, MEMBER, MEMBER), "{method} {path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_is_not_root_is_told_so() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+        let fake = crate::api::tests::Fake::default();
+        let asked = Arc::clone(&fake.asked);
+        let (stop, _) = watch::channel(false);
+        let router = router(Shared {
+            control: Arc::new(Mutex::new(fake)),
+            hub: Arc::new(Hub::new()),
+            stop,
+            followers: Arc::new(Semaphore::new(1)),
+            own_uid: ROOT,
+        });
+        let (mut client, stream) = UnixStream::pair().unwrap();
+        let request = b"POST /v1/down HTTP/1.1\r\nhost: guard\r\ncontent-length: 0\r\n\r\n";
+        client.write_all(request).await.unwrap();
+        serve_connection(stream, MEMBER, router).await;
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+        assert!(
+            answer.contains(r#"{"kind":"forbidden","what":"the user with uid 1000"#),
+            "{answer}"
+        );
+        assert!(asked.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_groups_number_is_found_by_its_whole_name() {
+        let text = "root:x:0:\nguardians:x:7:\nguard:x:987:alice,bob\nbroken:x\n";
+        assert_eq!(group_number(text, "guard"), Some(987));
+        assert_eq!(group_number(text, "root"), Some(0));
+        assert_eq!(group_number(text, "broken"), None);
+        assert_eq!(group_number(text, "gua"), None);
+        assert_eq!(group_number("", "guard"), None);
+    }
+
+    #[test]
+    fn a_span_longer_than_the_calendar_asks_for_everything() {
+        let now = Timestamp::UNIX_EPOCH;
+        assert_eq!(seconds_before(now, 60), Timestamp::from_second(-60).unwrap());
+        assert_eq!(seconds_before(now, u64::MAX), Timestamp::MIN);
+    }
+}

@@ -1,0 +1,108 @@
+//! `guard explain`: one line for each place of arrival.
+
+use super::{
+    rules::action,
+    text::{Page, View, columns, escaped, spoken_port},
+};
+use crate::control::{Explanation, PlaceVerdict, RuleView};
+
+/// What would happen to a packet from there.
+#[must_use]
+pub fn explanation(answer: &Explanation, view: &View) -> String {
+    let is_stopped = answer.places.iter().any(|place| place.verdict == "drop");
+    let would_be = answer.places.iter().any(|place| place.verdict == "would-drop");
+    let outcome = if answer.places.is_empty() {
+        view.bad("is judged nowhere")
+    } else if is_stopped {
+        view.bad("does not get in")
+    } else if would_be {
+        view.notable("gets in, because guard only observes")
+    } else {
+        view.good("gets in")
+    };
+    let mut page = Page::default();
+    page.line(format!("{} to {} {outcome}", answer.source, spoken_port(&answer.port)));
+    let rows: Vec<Vec<String>> = answer.places.iter().map(row).collect();
+    page.block(&columns(&rows));
+    if answer.places.is_empty() {
+        page.line("next: guard status");
+    } else if is_stopped || would_be {
+        page.line(format!("next: guard allow {}", answer.source));
+    }
+    page.into_text()
+}
+
+fn row(place: &PlaceVerdict) -> Vec<String> {
+    let says = place.rule.as_ref().map(rule).unwrap_or_default();
+    vec![
+        escaped(&place.place),
+        escaped(&place.hook),
+        escaped(&place.verdict),
+        place.reason.as_deref().map(escaped).unwrap_or_default(),
+        says,
+    ]
+}
+
+fn rule(rule: &RuleView) -> String {
+    format!("rule {}: {} {}", escaped(&rule.id.0), action(rule.action), escaped(&rule.source))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{rules::tests::rule, text::tests::view},
+        *,
+    };
+    use crate::rule::Action;
+
+    fn place(place: &str, hook: &str, verdict: &str, reason: &str) -> PlaceVerdict {
+        PlaceVerdict {
+            place: place.into(),
+            hook: hook.into(),
+            verdict: verdict.into(),
+            reason: Some(reason.into()),
+            rule: None,
+        }
+    }
+
+    fn answer(places: Vec<PlaceVerdict>) -> Explanation {
+        Explanation { source: "203.0.113.9".parse().unwrap(), port: "11434".into(), places }
+    }
+
+    #[test]
+    fn each_place_of_arrival_is_a_line() {
+        let denied = PlaceVerdict {
+            rule: Some(rule("3", Action::Deny, "203.0.113.0/24")),
+            ..place("eth0", "tcx", "drop", "denied")
+        };
+        assert_eq!(
+            explanation(
+                &answer(vec![denied, place("socket", "cgroup", "drop", "no-rule")]),
+                &view()
+            ),
+            "203.0.113.9 to TCP 11434 does not get in\n  \
+               eth0    tcx     drop  denied   rule 3: deny 203.0.113.0/24\n  \
+               socket  cgroup  drop  no-rule\n\
+             next: guard allow 203.0.113.9\n"
+        );
+    }
+
+    #[test]
+    fn the_first_line_says_what_it_comes_to() {
+        let first =
+            |places| explanation(&answer(places), &view()).lines().next().unwrap().to_owned();
+        assert!(first(vec![place("eth0", "tcx", "pass", "allowed")]).ends_with("gets in"));
+        assert!(
+            first(vec![place("eth0", "tcx", "would-drop", "no-rule")])
+                .ends_with("gets in, because guard only observes")
+        );
+        assert!(
+            first(vec![
+                place("eth0", "xdp", "pass", "undecidable"),
+                place("socket", "cgroup", "drop", "no-rule")
+            ])
+            .ends_with("does not get in")
+        );
+        assert!(first(Vec::new()).ends_with("is judged nowhere"));
+    }
+}

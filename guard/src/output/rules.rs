@@ -1,0 +1,138 @@
+//! The rules, as a table.
+
+use super::text::{View, columns, escaped, ports};
+use crate::{
+    control::RuleView,
+    rule::{Action, Origin},
+};
+
+/// `guard rules`.
+#[must_use]
+pub fn rules(rules: &[RuleView], view: &View) -> String {
+    if rules.is_empty() {
+        return "no rules: only this machine is let in\nnext: guard allow SRC\n".to_owned();
+    }
+    let head = ["ID", "ACTION", "SOURCE", "PORTS", "ENDS", "FROM", "COMMENT"];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    rows.extend(rules.iter().map(|rule| row(rule, view)));
+    columns(&rows)
+}
+
+fn row(rule: &RuleView, view: &View) -> Vec<String> {
+    let mut source = escaped(&rule.source);
+    if rule.prefixes != 1 {
+        source = format!("{source} ({} prefixes)", rule.prefixes);
+    }
+    let ends = match rule.until {
+        None => "never".to_owned(),
+        Some(until) if until <= view.now => format!("ended {}", view.time(until)),
+        Some(until) => view.time(until),
+    };
+    let ports = if rule.ports.is_empty() { "all".to_owned() } else { ports(&rule.ports) };
+    vec![
+        escaped(&rule.id.0),
+        action(rule.action).to_owned(),
+        source,
+        ports,
+        ends,
+        origin(&rule.origin),
+        rule.comment.as_deref().map(escaped).unwrap_or_default(),
+    ]
+}
+
+/// The word for what a rule does.
+#[must_use]
+pub const fn action(action: Action) -> &'static str {
+    match action {
+        Action::Allow => "allow",
+        Action::Deny => "deny",
+    }
+}
+
+fn origin(origin: &Origin) -> String {
+    match origin {
+        Origin::File { file, line } => escaped(&format!("{}:{line}", file.display())),
+        Origin::Flag => "guard run".to_owned(),
+        Origin::Command => "command".to_owned(),
+    }
+}
+
+/// `every guarded port`, `TCP 11434`: where a rule holds.
+#[must_use]
+pub fn scope(rule: &RuleView) -> String {
+    if rule.ports.is_empty() { "every guarded port".to_owned() } else { ports(&rule.ports) }
+}
+
+/// `, until 14:00:00`, or nothing.
+#[must_use]
+pub fn ends(rule: &RuleView, view: &View) -> String {
+    rule.until.map(|until| format!(", until {}", view.time(until))).unwrap_or_default()
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::path::PathBuf;
+
+    use super::{super::text::tests::view, *};
+    use crate::rule::RuleId;
+
+    pub(crate) fn rule(id: &str, action: Action, source: &str) -> RuleView {
+        RuleView {
+            id: RuleId(id.into()),
+            action,
+            source: source.into(),
+            ports: Vec::new(),
+            until: None,
+            comment: None,
+            origin: Origin::Command,
+            prefixes: 1,
+            wide: false,
+        }
+    }
+
+    #[test]
+    fn rules_are_a_table() {
+        let listed = [
+            RuleView {
+                origin: Origin::File { file: PathBuf::from("/etc/guard/guard.toml"), line: 12 },
+                comment: Some("office".into()),
+                ..rule("f1", Action::Allow, "10.20.0.0/16")
+            },
+            RuleView {
+                ports: vec!["11434".into(), "udp/53".into()],
+                until: Some("2026-11-25T14:00:00Z".parse().unwrap()),
+                ..rule("3", Action::Deny, "10.20.3.7")
+            },
+            RuleView {
+                prefixes: 3120,
+                until: Some("2026-11-24T14:00:00Z".parse().unwrap()),
+                origin: Origin::Flag,
+                ..rule("g1", Action::Allow, "@/etc/guard/office.txt")
+            },
+        ];
+        assert_eq!(
+            rules(&listed, &view()),
+            "  ID  ACTION  SOURCE                                  PORTS                 ENDS                       FROM                      COMMENT\n  \
+               f1  allow   10.20.0.0/16                            all                   never                      /etc/guard/guard.toml:12  office\n  \
+               3   deny    10.20.3.7                               TCP 11434 and UDP 53  14:00:00                   command\n  \
+               g1  allow   @/etc/guard/office.txt (3120 prefixes)  all                   ended 2026-11-24 14:00:00  guard run\n"
+        );
+    }
+
+    #[test]
+    fn without_rules_the_next_command_is_named() {
+        assert_eq!(
+            rules(&[], &view()),
+            "no rules: only this machine is let in\nnext: guard allow SRC\n"
+        );
+    }
+
+    #[test]
+    fn a_comment_can_not_forge_a_row() {
+        let forged = RuleView {
+            comment: Some("x\n  9 allow 0.0.0.0/0".into()),
+            ..rule("1", Action::Deny, "192.0.2.7")
+        };
+        assert_eq!(rules(&[forged], &view()).lines().count(), 2);
+    }
+}

@@ -1,0 +1,348 @@
+//! `guard status`: how much of the promise is in force.
+
+use super::text::{Page, View, bytes, columns, count, escaped, is_or_are, ports};
+use crate::control::{BackstopStatus, CounterView, Enforcement, InterfaceStatus, Mode, Status};
+
+/// The whole answer. The first line says it all.
+#[must_use]
+pub fn status(status: &Status, view: &View) -> String {
+    let mut page = Page::default();
+    page.line(headline(status, view));
+    for missing in &status.missing {
+        page.line(format!("{} {}", view.bad("missing:"), escaped(missing)));
+    }
+    let mut facts: Vec<Vec<String>> = status.interfaces.iter().map(interface).collect();
+    facts.push(vec!["backstop".to_owned(), backstop(&status.backstop)]);
+    page.block(&columns(&facts));
+    page.line(rules(status));
+    for wide in &status.wide_rules {
+        page.line(format!("{} {}", view.notable("very wide:"), escaped(wide)));
+    }
+    page.line(daemon(status));
+    totals(&status.counters, &mut page);
+    unreported(status, &mut page);
+    page.line(next(status));
+    page.into_text()
+}
+
+fn headline(status: &Status, view: &View) -> String {
+    let ports = guarded(status);
+    let is = is_or_are(&status.ports);
+    match status.enforcement {
+        Enforcement::Full => {
+            let rules = match status.rules {
+                0 => String::new(),
+                number => format!(" and {}", count(number as u64, "rule")),
+            };
+            format!(
+                "{}: {ports} {is} closed to everyone but this machine{rules}",
+                view.good("enforcing"),
+            )
+        }
+        Enforcement::Observe => {
+            format!("{}{}", view.notable("observing"), observing(status, view))
+        }
+        Enforcement::Partial => match status.mode {
+            Mode::Enforce => {
+                format!("{}: {ports} {is} closed only in part", view.bad("PARTLY ENFORCED"))
+            }
+            Mode::Observe => format!(
+                "{}, and a part is missing{}",
+                view.notable("observing"),
+                observing(status, view)
+            ),
+        },
+        Enforcement::None => {
+            format!("{}: {ports} {is} open to everyone", view.bad("NOT ENFORCED"))
+        }
+    }
+}
+
+fn guarded(status: &Status) -> String {
+    if status.ports.is_empty() { "no port".to_owned() } else { ports(&status.ports) }
+}
+
+fn observing(status: &Status, view: &View) -> String {
+    let ends = match status.observe_until {
+        Some(time) => format!(" until {}", view.time(time)),
+        None => String::new(),
+    };
+    format!(": {} {} open to everyone{ends}", guarded(status), is_or_are(&status.ports))
+}
+
+/// An interface as a row: name, class, hook, note.
+#[must_use]
+pub fn interface(interface: &InterfaceStatus) -> Vec<String> {
+    vec![
+        escaped(&interface.name),
+        escaped(&interface.class),
+        interface.hook.as_deref().map_or_else(|| "no hook".to_owned(), escaped),
+        interface.note.as_deref().map(escaped).unwrap_or_default(),
+    ]
+}
+
+/// Where the backstop stands, in a few words.
+#[must_use]
+pub fn backstop(backstop: &BackstopStatus) -> String {
+    if !backstop.attached {
+        return "none".to_owned();
+    }
+    let path = match backstop.path.as_deref() {
+        Some(path) if path != backstop.scope => format!(" ({})", escaped(path)),
+        _ => String::new(),
+    };
+    match backstop.scope.as_str() {
+        "root" => format!("at every socket of this machine{path}"),
+        scope => format!("only {}{path}", escaped(scope)),
+    }
+}
+
+fn rules(status: &Status) -> String {
+    match status.generation {
+        Some(generation) => {
+            format!("{} in force (generation {generation})", count(status.rules as u64, "rule"))
+        }
+        None => format!("{} kept for the next start", count(status.rules as u64, "rule")),
+    }
+}
+
+fn daemon(status: &Status) -> String {
+    match (status.daemon, status.enforcement, status.outlives_daemon) {
+        (Some(pid), _, true) => format!("daemon pid {pid}; the kernel goes on without it"),
+        (Some(pid), _, false) => {
+            format!("daemon pid {pid}; ENFORCEMENT ENDS WITH IT, since nothing could be pinned")
+        }
+        (None, Enforcement::None, _) => "no daemon".to_owned(),
+        (None, _, _) => {
+            "no daemon: the kernel enforces without it, and attempts are only counted".to_owned()
+        }
+    }
+}
+
+/// A packet may be counted at more than one hook, so hooks are never added up.
+fn totals(counters: &[CounterView], page: &mut Page) {
+    let rows: Vec<Vec<String>> = counters
+        .iter()
+        .filter(|counter| counter.packets > 0)
+        .map(|counter| {
+            vec![
+                escaped(&counter.hook),
+                escaped(&counter.verdict),
+                escaped(&counter.reason),
+                count(counter.packets, "packet"),
+                bytes(counter.bytes),
+            ]
+        })
+        .collect();
+    if !rows.is_empty() {
+        page.line("packets to guarded ports, each hook by itself:");
+        page.block(&columns(&rows));
+    }
+}
+
+fn unreported(status: &Status, page: &mut Page) {
+    let held: Vec<String> = status
+        .events
+        .unreported
+        .iter()
+        .filter(|(_, packets)| *packets > 0)
+        .map(|(hook, packets)| format!("{} at {}", count(*packets, "packet"), escaped(hook)))
+        .collect();
+    if !held.is_empty() {
+        page.line(format!("of these not in guard events: {}", held.join(", ")));
+    }
+    if status.events.ring_full > 0 {
+        let reports = count(status.events.ring_full, "report");
+        page.line(format!("{reports} found no room: attempts came faster than they were read"));
+    }
+}
+
+fn next(status: &Status) -> String {
+    let command = match (status.enforcement, status.daemon) {
+        (Enforcement::None, _) => "guard run",
+        (_, None) => "guard run (adopts what is in force, and shows attempts)",
+        (Enforcement::Observe, Some(_)) => "guard enforce",
+        (Enforcement::Full | Enforcement::Partial, Some(_)) => "guard events --follow",
+    };
+    format!("next: {command}")
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::{super::text::tests::view, *};
+    use crate::control::EventTotals;
+
+    pub(crate) fn example() -> Status {
+        Status {
+            enforcement: Enforcement::Full,
+            missing: Vec::new(),
+            mode: Mode::Enforce,
+            observe_until: None,
+            generation: Some(7),
+            daemon: Some(812),
+            ports: vec!["11434".into()],
+            interfaces: vec![
+                InterfaceStatus {
+                    name: "eth0".into(),
+                    index: 2,
+                    class: "outside".into(),
+                    hook: Some("tcx".into()),
+                    note: Some("native XDP would reset its rings".into()),
+                },
+                InterfaceStatus {
+                    name: "docker0".into(),
+                    index: 3,
+                    class: "local bridge".into(),
+                    hook: None,
+                    note: None,
+                },
+            ],
+            backstop: BackstopStatus {
+                attached: true,
+                scope: "root".into(),
+                path: Some("/sys/fs/cgroup".into()),
+            },
+            outlives_daemon: true,
+            rules: 2,
+            wide_rules: Vec::new(),
+            counters: vec![
+                counter("tcx", "drop", "no-rule", 1_234, 74_040),
+                counter("tcx", "pass", "local", 0, 0),
+                counter("cgroup", "drop", "undecidable", 1, 60),
+            ],
+            events: EventTotals::default(),
+            version: "0.1.0".into(),
+        }
+    }
+
+    fn counter(hook: &str, verdict: &str, reason: &str, packets: u64, bytes: u64) -> CounterView {
+        CounterView {
+            hook: hook.into(),
+            verdict: verdict.into(),
+            reason: reason.into(),
+            packets,
+            bytes,
+        }
+    }
+
+    #[test]
+    fn all_is_well() {
+        assert_eq!(
+            status(&example(), &view()),
+            "enforcing: TCP 11434 is closed to everyone but this machine and 2 rules\n  \
+               eth0      outside       tcx      native XDP would reset its rings\n  \
+               docker0   local bridge  no hook\n  \
+               backstop  at every socket of this machine (/sys/fs/cgroup)\n\
+             2 rules in force (generation 7)\n\
+             daemon pid 812; the kernel goes on without it\n\
+             packets to guarded ports, each hook by itself:\n  \
+               tcx     drop  no-rule      1,234 packets  74.0 kB\n  \
+               cgroup  drop  undecidable  1 packet       60 B\n\
+             next: guard events --follow\n"
+        );
+    }
+
+    #[test]
+    fn without_rules_only_this_machine_is_let_in() {
+        let bare = Status { rules: 0, ports: vec!["11434".into(), "8080".into()], ..example() };
+        assert!(status(&bare, &view()).starts_with(
+            "enforcing: TCP 11434 and TCP 8080 are closed to everyone but this machine\n"
+        ));
+    }
+
+    #[test]
+    fn observing_says_until_when() {
+        let observing = Status {
+            enforcement: Enforcement::Observe,
+            mode: Mode::Observe,
+            observe_until: Some("2026-11-25T12:10:00Z".parse().unwrap()),
+            ..example()
+        };
+        let text = status(&observing, &view());
+        assert!(
+            text.starts_with("observing: TCP 11434 is open to everyone until 12:10:00\n"),
+            "{text}"
+        );
+        assert!(text.ends_with("next: guard enforce\n"), "{text}");
+    }
+
+    #[test]
+    fn what_is_missing_comes_right_after_the_first_line() {
+        let partial = Status {
+            enforcement: Enforcement::Partial,
+            missing: vec![
+                "the backstop holds for this container only: run guard on the host".into(),
+            ],
+            backstop: BackstopStatus { attached: true, scope: "this container".into(), path: None },
+            ..example()
+        };
+        let text = status(&partial, &view());
+        assert!(
+            text.starts_with(
+                "PARTLY ENFORCED: TCP 11434 is closed only in part\n\
+                 missing: the backstop holds for this container only: run guard on the host\n"
+            ),
+            "{text}"
+        );
+        assert!(text.contains("backstop  only this container\n"), "{text}");
+        let path = "/sys/fs/cgroup/x".to_owned();
+        let scoped = BackstopStatus { attached: true, scope: path.clone(), path: Some(path) };
+        assert_eq!(backstop(&scoped), "only /sys/fs/cgroup/x");
+        let observing = Status { mode: Mode::Observe, ..partial };
+        assert!(
+            status(&observing, &view())
+                .starts_with("observing, and a part is missing: TCP 11434 is open to everyone\n")
+        );
+    }
+
+    #[test]
+    fn nothing_enforced_is_loud() {
+        let none = Status {
+            enforcement: Enforcement::None,
+            generation: None,
+            daemon: None,
+            interfaces: Vec::new(),
+            backstop: BackstopStatus { attached: false, scope: String::new(), path: None },
+            counters: Vec::new(),
+            ..example()
+        };
+        assert_eq!(
+            status(&none, &view()),
+            "NOT ENFORCED: TCP 11434 is open to everyone\n  \
+               backstop  none\n\
+             2 rules kept for the next start\n\
+             no daemon\n\
+             next: guard run\n"
+        );
+    }
+
+    #[test]
+    fn the_rest_is_said_when_there_is_something_to_say() {
+        let busy = Status {
+            daemon: None,
+            wide_rules: vec!["allow 10.0.0.0/7 (rule 3)".into()],
+            events: EventTotals {
+                unreported: vec![("xdp".into(), 0), ("tcx".into(), 34)],
+                repeated: 0,
+                ring_full: 2,
+            },
+            ..example()
+        };
+        let text = status(&busy, &view());
+        assert!(text.contains("very wide: allow 10.0.0.0/7 (rule 3)\n"), "{text}");
+        assert!(text.contains("of these not in guard events: 34 packets at tcx\n"), "{text}");
+        assert!(text.contains("2 reports found no room"), "{text}");
+        assert!(text.contains("no daemon: the kernel enforces without it"), "{text}");
+        let fleeting = Status { outlives_daemon: false, ..example() };
+        assert!(status(&fleeting, &view()).contains("ENFORCEMENT ENDS WITH IT"));
+    }
+
+    #[test]
+    fn names_from_outside_are_escaped() {
+        let mut hostile = example();
+        hostile.interfaces[0].name = "e\u{1b}[2J".into();
+        hostile.missing.push("x\u{7}".into());
+        let text = status(&hostile, &view());
+        assert!(!text.chars().any(|c| c != '\n' && c.is_control()), "{text:?}");
+    }
+}
