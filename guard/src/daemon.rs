@@ -1,1 +1,177 @@
+//! `guard run`: puts the policy in force, then stays to follow changes, answer requests and report attempts. What it has put
+//! in force stays when it ends, in whatever way.
 
+use std::{
+    io,
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures::StreamExt;
+use tokio::{
+    io::unix::AsyncFd,
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    task::{JoinSet, spawn_blocking},
+    time::sleep,
+};
+
+use crate::{
+    api,
+    control::{Control, Failure},
+    engine::{Engine, Place},
+    events::{self, BootClock, Hub},
+    host::netlink,
+    kernel::ring::EventRing,
+    output, startup,
+};
+
+/// Bursts of network changes shorter than this are taken as one.
+const SETTLE: Duration = Duration::from_millis(200);
+
+/// Runs until SIGTERM, SIGINT, or `guard down`.
+///
+/// # Errors
+/// When the policy can't be put in force; what was in force before is untouched then.
+pub fn run(place: &Place, flags: RunFlags, yes: bool) -> Result<(), Failure> {
+    let mut engine = Engine::open(place)?;
+    let message = engine.start(flags, yes)?;
+    let ring = EventRing::open(engine.pins())?;
+    let socket = engine.socket().to_owned();
+    let outlives_us = engine.outlives_us();
+
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| system("the daemon could not be started", &error))?;
+    let ended = runtime.block_on(async {
+        let listener = api::server::bind(&socket)
+            .map_err(|error| system(&format!("the control socket {} can't be used", socket.display()), &error))?;
+        // Only now can the next command that the message names be carried out.
+        output::print(&startup::render(&message, &output::view_of(&io::stdout())))?;
+        let engine = Arc::new(Mutex::new(engine));
+        serve(listener, engine, ring).await
+    })?;
+    match ended {
+        Ended::Lifted => log::info!("lifted: nothing is guarded any more"),
+        Ended::Stopped if outlives_us => {
+            log::info!("stopped: the kernel goes on enforcing; `guard down` lifts it");
+        }
+        Ended::Stopped => log::warn!("stopped: nothing is enforced any more"),
+    }
+    Ok(())
+}
+
+enum Ended {
+    Stopped,
+    Lifted,
+}
+
+async fn serve(
+    listener: tokio::net::UnixListener,
+    engine: Arc<Mutex<Engine>>,
+    ring: EventRing,
+) -> Result<Ended, Failure> {
+    let cannot = |error: io::Error| system("the daemon could not be started", &error);
+    let (stop, mut stopped) = watch::channel(false);
+    let hub = Arc::new(Hub::new());
+    let mut tasks = JoinSet::new();
+    tasks.spawn(api::server::serve(listener, engine.clone(), hub.clone(), stop.clone()));
+    let ring = AsyncFd::new(ring).map_err(cannot)?;
+    tasks.spawn(report_attempts(ring, hub));
+    tasks.spawn(follow_network(engine.clone()));
+    tasks.spawn(reload_on_hangup(engine, signal(SignalKind::hangup()).map_err(cannot)?));
+
+    let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
+    let ended = tokio::select! {
+        _ = terminate.recv() => Ended::Stopped,
+        _ = interrupt.recv() => Ended::Stopped,
+        // The API says so after `guard down`.
+        _ = stopped.wait_for(|stopped| *stopped) => Ended::Lifted,
+    };
+    stop.send_replace(true);
+    // The API still sends the answer to what ended it; the others just end.
+    let _ = tasks.join_next().await;
+    Ok(ended)
+}
+
+/// Takes events from the kernel's ring and hands them on.
+async fn report_attempts(mut ring: AsyncFd<EventRing>, hub: Arc<Hub>) {
+    loop {
+        let Ok(mut ready) = ring.readable_mut().await else {
+            log::error!("the event ring can't be read any more; attempts are counted all the same");
+            return;
+        };
+        let clock = BootClock::sample();
+        let mut unreadable = 0_u64;
+        ready.get_inner_mut().drain(|bytes| match events::decode(bytes, &clock, interface_name) {
+            Some(attempt) => hub.publish(attempt),
+            None => unreadable += 1,
+        });
+        if unreadable > 0 {
+            log::warn!("{unreadable} events of an unknown layout were left out");
+        }
+        ready.clear_ready();
+    }
+}
+
+fn interface_name(index: u32) -> Option<String> {
+    let socket = rustix::net::socket(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::DGRAM,
+        None,
+    )
+    .ok()?;
+    rustix::net::netdevice::index_to_name(socket, index).ok()
+}
+
+/// Keeps interfaces covered and own addresses known as they come and go.
+async fn follow_network(engine: Arc<Mutex<Engine>>) {
+    let changes = match netlink::watch() {
+        Ok(changes) => changes,
+        Err(error) => {
+            log::error!("changes of interfaces and addresses can't be followed: {error}; after one, run `guard reload`");
+            return;
+        }
+    };
+    let mut changes = pin!(changes);
+    while changes.next().await.is_some() {
+        sleep(SETTLE).await;
+        while futures::poll!(changes.next()).is_ready() {}
+        let engine = engine.clone();
+        let followed = spawn_blocking(move || lock(&engine).follow_network()).await;
+        match followed {
+            Ok(Ok(notes)) => notes.iter().for_each(|note| log::info!("{note}")),
+            Ok(Err(failure)) => log::error!("{failure}; the policy in force is as it was"),
+            Err(error) => log::error!("{error}"),
+        }
+    }
+}
+
+async fn reload_on_hangup(engine: Arc<Mutex<Engine>>, mut hangup: tokio::signal::unix::Signal) {
+    while hangup.recv().await.is_some() {
+        let engine = engine.clone();
+        match spawn_blocking(move || lock(&engine).reload()).await {
+            Ok(Ok(change)) => {
+                log::info!("reloaded: {} rules", change.rules.len());
+                change.notes.iter().for_each(|note| log::info!("{note}"));
+            }
+            Ok(Err(failure)) => log::error!("not reloaded, the policy in force is as it was: {failure}"),
+            Err(error) => log::error!("{error}"),
+        }
+    }
+}
+
+/// A panic elsewhere leaves the engine as it was between two changes: each is put in force whole or not at all.
+fn lock(engine: &Mutex<Engine>) -> std::sync::MutexGuard<'_, Engine> {
+    engine.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn system(what: &str, error: &io::Error) -> Failure {
+    Failure::failed(
+        format!("{what}: {error}"),
+        "what was put in force stays; `guard status` shows it",
+    )
+}

@@ -32,7 +32,7 @@ use crate::{
         AddRules, Change, Control, Explain, Explanation, Failure, Mode, PlaceVerdict, RemoveRules,
         RuleView, SetMode, Status,
     },
-    host::{bpffs, cgroup::Scope, reserved_ports},
+    host::{bpffs, cgroup::{self, Scope}, reserved_ports},
     kernel::{
         KernelError, attach,
         explain::{Oracle, Question},
@@ -166,6 +166,7 @@ impl Engine {
             ports: policy.ports.clone(),
             rules: policy.input_rules(&facts.lan, &self.clock())?,
             local: facts.local.clone(),
+            guests: facts.guests.clone(),
         })
     }
 
@@ -212,7 +213,9 @@ impl Engine {
         let Some(attached) = attach::backstop(&links::ours(&self.pins)?) else {
             return Ok(false);
         };
-        let root = settings.cgroup()?;
+        let Some(root) = settings.mounted_cgroup()? else {
+            return Ok(false);
+        };
         let is_whole = root.scope == Scope::Root || settings.config.paths.cgroup.is_some();
         Ok(is_whole && root.id()? == attached)
     }
@@ -321,13 +324,13 @@ impl Control for Engine {
             let Some(way) = &interface.hook else { continue };
             let hook = if way.starts_with(Hook::Xdp.name()) { Hook::Xdp } else { Hook::Tcx };
             let destination = facts
-                .own_address(source, Some(interface.index))
+                .own_address(source, interface.index)
                 .unwrap_or_else(|| documentation_address(source));
             places.push((interface.name, hook, destination));
         }
         if attach::backstop(&links::ours(&self.pins)?).is_some() {
             let destination =
-                facts.own_address(source, None).unwrap_or_else(|| documentation_address(source));
+                facts.any_own_address(source).unwrap_or_else(|| documentation_address(source));
             places.push(("socket".to_owned(), Hook::Cgroup, destination));
         }
         let places = places
@@ -351,7 +354,7 @@ impl Control for Engine {
 
     fn reload(&mut self) -> Result<Change, Failure> {
         let settings = self.settings.reload(&self.place, &self.state.run)?;
-        start::check_sessions(&self.newly_guarded(&settings), &settings, false)?;
+        start::check_sessions(&self.newly_guarded(&settings), false)?;
         let mut state = self.state.clone();
         self.is_daemon = self.is_daemon || self.maps.is_some();
         start::reserve_ports(&settings, &mut state);
@@ -385,6 +388,9 @@ impl Control for Engine {
                 )
             })?;
             lifted.push(format!("{} ports are no longer reserved", reserved.len()));
+        }
+        if let Err(error) = cgroup::unmount_own() {
+            log::warn!("the cgroup tree that guard mounted stays mounted: {error}");
         }
         self.state.mode = None;
         self.state.observe_until = None;

@@ -12,7 +12,7 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod duration;
-//pub mod engine;
+pub mod engine;
 pub mod events;
 pub mod exit;
 pub mod host;

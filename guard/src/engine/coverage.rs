@@ -1,10 +1,10 @@
 //! Which interfaces are to be covered and how, and bringing the kernel there.
 
 use crate::{
-    config::{AttachMode, Config, InterfaceChoice},
+    config::{Attach, Config, Interfaces},
     control::InterfaceStatus,
     engine::facts::Facts,
-    host::interfaces::{self, Class, Interface},
+    host::interfaces::{Class, Interface},
     kernel::{
         KernelError,
         attach::{Attacher, Coverage, Wanted, Way, coverage},
@@ -14,15 +14,15 @@ use crate::{
 };
 
 /// The ways to try, in order. Native XDP only where it was asked for: on several NICs attaching it costs other traffic something.
-fn ladder(mode: AttachMode, is_ethernet: bool) -> Vec<Way> {
+fn ladder(mode: Attach, is_ethernet: bool) -> Vec<Way> {
     use Way::{Clsact, Tcx, XdpGeneric, XdpNative};
     let mut ways = match mode {
-        AttachMode::Auto => vec![Tcx, Clsact, XdpGeneric],
-        AttachMode::Native => vec![XdpNative, Tcx, Clsact, XdpGeneric],
-        AttachMode::Generic => vec![XdpGeneric, Tcx, Clsact],
-        AttachMode::Tcx => vec![Tcx, Clsact],
-        AttachMode::Clsact => vec![Clsact, Tcx],
-        AttachMode::Socket => Vec::new(),
+        Attach::Auto => vec![Tcx, Clsact, XdpGeneric],
+        Attach::Native => vec![XdpNative, Tcx, Clsact, XdpGeneric],
+        Attach::Generic => vec![XdpGeneric, Tcx, Clsact],
+        Attach::Tcx => vec![Tcx, Clsact],
+        Attach::Clsact => vec![Clsact, Tcx],
+        Attach::Socket => Vec::new(),
     };
     if !is_ethernet {
         ways.retain(|way| !matches!(way, XdpNative | XdpGeneric));
@@ -35,11 +35,11 @@ fn is_outside(interface: &Interface) -> bool {
     matches!(interface.class, Class::Outside | Class::Tunnel)
 }
 
-fn is_chosen(interface: &Interface, choice: &InterfaceChoice) -> bool {
+fn is_chosen(interface: &Interface, choice: &Interfaces) -> bool {
     match choice {
-        InterfaceChoice::Outside => is_outside(interface),
-        InterfaceChoice::Named(patterns) => {
-            patterns.iter().any(|pattern| interfaces::matches(pattern, &interface.name))
+        Interfaces::Outside => is_outside(interface),
+        Interfaces::Named(patterns) => {
+            patterns.iter().any(|pattern| pattern.matches(&interface.name))
         }
     }
 }
@@ -54,7 +54,7 @@ pub fn wanted(config: &Config, facts: &Facts) -> Vec<Wanted> {
         .map(|interface| Wanted {
             ifindex: interface.index,
             name: interface.name.clone(),
-            ladder: ladder(config.attach_mode(&interface.name), interface.is_ethernet),
+            ladder: ladder(config.attach.of(&interface.name), interface.is_ethernet),
         })
         .collect()
 }
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn native_xdp_is_tried_only_where_it_was_asked_for() {
-        use AttachMode::{Auto, Clsact, Generic, Native, Socket, Tcx};
+        use Attach::{Auto, Clsact, Generic, Native, Socket, Tcx};
         for mode in [Auto, Generic, Tcx, Clsact, Socket] {
             assert!(!ladder(mode, true).contains(&Way::XdpNative), "{mode:?}");
         }
@@ -172,12 +172,12 @@ mod tests {
 
     #[test]
     fn every_ladder_has_a_step_that_needs_no_ethernet_header() {
-        use AttachMode::{Auto, Clsact, Generic, Native, Tcx};
+        use Attach::{Auto, Clsact, Generic, Native, Tcx};
         for mode in [Auto, Native, Generic, Tcx, Clsact] {
             let ways = ladder(mode, false);
             assert!(!ways.is_empty(), "{mode:?}");
             assert!(ways.iter().all(|way| matches!(way, Way::Tcx | Way::Clsact)), "{mode:?}");
         }
-        assert!(ladder(AttachMode::Socket, true).is_empty());
+        assert!(ladder(Attach::Socket, true).is_empty());
     }
 }

@@ -8,10 +8,10 @@ use std::{
 use ipnet::IpNet;
 
 use crate::{
-    config::Config,
+    config::{Config, LocalSources},
     control::Failure,
     host::{
-        interfaces::{self, Class, Interface, LanPrefixes, Snapshot},
+        interfaces::{self, Address, Class, Interface, LanPrefixes, Snapshot},
         netlink,
     },
     kernel::seen::{self, Seen},
@@ -24,6 +24,8 @@ pub struct Facts {
     pub interfaces: Vec<Interface>,
     /// This host's own addresses, and its containers' where the configuration counts them.
     pub local: Vec<IpNet>,
+    /// Its containers' where the configuration does not.
+    pub guests: Vec<IpNet>,
     pub lan: LanPrefixes,
     /// What is attached where, by interface index.
     pub seen: HashMap<u32, Seen>,
@@ -48,7 +50,7 @@ impl Facts {
         runtime.block_on(async {
             let snapshot = netlink::snapshot()
                 .await
-                .map_err(|error| failed("the interfaces could not be read", &error))?;
+                .map_err(|error| Failure::failed(error.to_string(), error.fix()))?;
             let interfaces = interfaces::classify(&snapshot);
             let indexes: Vec<u32> = interfaces
                 .iter()
@@ -56,8 +58,15 @@ impl Facts {
                 .map(|interface| interface.index)
                 .collect();
             let seen = seen::seen(&indexes).await?;
+            let mut guests = interfaces::local_sources(&snapshot, &interfaces, true);
+            let local = match config.local {
+                LocalSources::HostAndContainers => std::mem::take(&mut guests),
+                LocalSources::Host => interfaces::local_sources(&snapshot, &interfaces, false),
+            };
+            guests.retain(|prefix| !local.contains(prefix));
             Ok(Self {
-                local: interfaces::local_sources(&snapshot, &interfaces, config.local.containers),
+                local,
+                guests,
                 lan: interfaces::lan(&snapshot, &interfaces),
                 seen,
                 interfaces,
@@ -81,19 +90,23 @@ impl Facts {
 
     /// An address of this host at which a packet of `source`'s family would arrive by an interface.
     pub fn own_address(&self, source: IpAddr, ifindex: u32) -> Option<IpAddr> {
-        let own = |on: Option<u32>| {
-            self.snapshot
-                .addresses
-                .iter()
-                .filter(|address| on.is_none_or(|index| address.index == index))
-                .map(|address| address.address)
-                .find(|address| {
-                    address.is_ipv4() == source.is_ipv4()
-                        && !address.is_loopback()
-                        && *address != source
-                })
-        };
-        own(Some(ifindex)).or_else(|| own(None))
+        self.own_addresses(source)
+            .find(|address| address.index == ifindex)
+            .map(|address| address.address)
+            .or_else(|| self.any_own_address(source))
+    }
+
+    /// Any address of this host of `source`'s family.
+    pub fn any_own_address(&self, source: IpAddr) -> Option<IpAddr> {
+        self.own_addresses(source).next().map(|address| address.address)
+    }
+
+    fn own_addresses(&self, source: IpAddr) -> impl Iterator<Item = &Address> {
+        self.snapshot.addresses.iter().filter(move |address| {
+            address.address.is_ipv4() == source.is_ipv4()
+                && !address.address.is_loopback()
+                && address.address != source
+        })
     }
 }
 

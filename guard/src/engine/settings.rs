@@ -4,7 +4,7 @@ use crate::{
     config::{Config, Interfaces},
     control::{Failure, Mode},
     engine::Place,
-    host::cgroup::{self, CgroupRoot},
+    host::cgroup::{self, CgroupError, CgroupRoot},
     rule::{Action, Origin, Rule, RuleId, parse_port_list},
     state::RunFlags,
 };
@@ -76,20 +76,30 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Where the backstop goes.
+    /// Where the backstop goes. Mounts the tree where nobody has.
     ///
     /// # Errors
-    /// When there is no cgroup v2 tree and none can be mounted.
+    /// When there is no cgroup v2 tree and none can be mounted, or the one configured is none.
     pub fn cgroup(&self) -> Result<CgroupRoot, Failure> {
         let root = match &self.config.paths.cgroup {
             Some(path) => cgroup::at(path),
             None => cgroup::find_root(),
         };
-        root.map_err(|error| {
-            Failure::failed(
-                error.to_string(),
-                "Mount a cgroup2 file system; until then packets are stopped at the interfaces only.",
-            )
-        })
+        root.map_err(failure)
     }
+
+    /// Where the backstop is to be, if the tree is mounted.
+    ///
+    /// # Errors
+    /// When mounts can't be listed, or the cgroup configured is none.
+    pub fn mounted_cgroup(&self) -> Result<Option<CgroupRoot>, Failure> {
+        match &self.config.paths.cgroup {
+            Some(path) => cgroup::at(path).map(Some).map_err(failure),
+            None => cgroup::find_mounted().map_err(failure),
+        }
+    }
+}
+
+fn failure(error: CgroupError) -> Failure {
+    Failure::failed(error.to_string(), error.fix())
 }

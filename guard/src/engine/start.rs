@@ -10,15 +10,15 @@ use guard_common::{
 use super::{Engine, Facts, Settings, coverage, status};
 use crate::{
     compile::{self, Input},
-    config::Attach,
-    control::{Control, Failure},
+    config::{Attach, LocalSources},
+    control::{Control, Failure, Status},
     host::{
         reserved_ports,
         sockets::{self, Peer},
     },
     kernel::{attach::Attacher, load, probe, tables::PolicyMaps},
     rule::GuardedPort,
-    startup::{Cut, Startup},
+    startup::{NativeChance, Startup},
     state::{RunFlags, State},
 };
 
@@ -44,9 +44,9 @@ impl Engine {
         let input = self.input(&policy, &facts)?;
         compile::compile(&input)?;
         if self.maps.is_none() {
-            check_sessions(&settings.config.ports, &settings, yes)?;
+            check_sessions(&settings.config.ports, yes)?;
         }
-        let cut = peers_cut(&input);
+        let peers = peers_cut(&input);
         let exposed = sockets::listeners(&input.ports);
 
         let loaded = load::load(&self.pins)?;
@@ -58,7 +58,8 @@ impl Engine {
             }
             return Err(failure);
         }
-        let mut problems = Vec::new();
+        let adopted = loaded.adopted;
+        let mut problems = self.warnings.clone();
         problems.extend(loaded.no_xdp.map(|why| format!("this kernel did not take the XDP program: {why}")));
         if let Err(failure) = self.cover_sockets(&settings) {
             problems.push(format!("the backstop is missing: {failure}"));
@@ -69,24 +70,40 @@ impl Engine {
         self.change(&settings, state)?;
         self.settings = settings;
 
+        for problem in problems {
+            log::warn!("{problem}");
+        }
         let status = self.status()?;
         Ok(Startup {
-            adopted: loaded.adopted,
-            native_is_possible: self.settings.config.attach.default == Attach::Auto
-                && facts.interfaces.iter().any(|interface| {
-                    interface.is_ethernet
-                        && status.interfaces.iter().any(|covered| {
-                            covered.index == interface.index && covered.hook.is_some()
-                        })
-                }),
+            native: self.native_chances(&status, &facts),
             status,
             exposed,
-            cut,
-            allowed: self.rules()?,
-            counts_containers: self.settings.counts_containers(),
-            problems,
-            warnings: self.warnings.clone(),
+            peers,
+            rules: self.rules()?,
+            containers: self.settings.config.local == LocalSources::HostAndContainers,
+            adopted,
         })
+    }
+
+    /// Outside interfaces that take XDP and have a later hook, because nobody asked for native.
+    fn native_chances(&self, status: &Status, facts: &Facts) -> Vec<NativeChance> {
+        let config = &self.settings.config;
+        facts
+            .interfaces
+            .iter()
+            .filter(|interface| interface.is_ethernet)
+            .filter(|interface| config.attach.of(&interface.name) == Attach::Auto)
+            .filter(|interface| {
+                status
+                    .interfaces
+                    .iter()
+                    .any(|covered| covered.index == interface.index && covered.hook.is_some())
+            })
+            .map(|interface| NativeChance {
+                interface: interface.name.clone(),
+                is_veth: interface.kind.as_deref() == Some("veth"),
+            })
+            .collect()
     }
 
     fn cover_sockets(&mut self, settings: &Settings) -> Result<(), Failure> {
@@ -121,18 +138,16 @@ pub fn reserve_ports(settings: &Settings, state: &mut State) -> Option<String> {
 }
 
 /// The connections of outsiders that the policy will stop.
-fn peers_cut(input: &Input) -> Vec<Cut> {
+fn peers_cut(input: &Input) -> Vec<Peer> {
     let now_ns = probe::boot_ns();
-    sockets::peers(&input.ports)
-        .into_iter()
-        .filter(|peer| {
-            let port = GuardedPort { protocol: Protocol::Tcp, number: peer.local.port() };
-            let source = peer.remote.ip().to_canonical();
-            let (ruling, _) = compile::resolve(input, source, port, now_ns);
-            matches!(ruling, Ruling::NoRule | Ruling::Deny)
-        })
-        .map(|peer| Cut { keep_with: format!("guard allow {}", peer.remote.ip().to_canonical()), peer })
-        .collect()
+    let mut peers = sockets::peers(&input.ports);
+    peers.retain(|peer| {
+        let port = GuardedPort { protocol: Protocol::Tcp, number: peer.local.port() };
+        let (ruling, _) =
+            compile::resolve(input, peer.remote.ip().to_canonical(), port, now_ns);
+        matches!(ruling, Ruling::NoRule | Ruling::Deny)
+    });
+    peers
 }
 
 /// Refuses to guard, without confirmation, the port of the session that asks for it, or one that outsiders are using and that is no
@@ -140,7 +155,7 @@ fn peers_cut(input: &Input) -> Vec<Cut> {
 ///
 /// # Errors
 /// `NeedsConfirmation` for the first such port.
-pub fn check_sessions(ports: &[GuardedPort], settings: &Settings, yes: bool) -> Result<(), Failure> {
+pub fn check_sessions(ports: &[GuardedPort], yes: bool) -> Result<(), Failure> {
     if yes {
         return Ok(());
     }
@@ -162,7 +177,6 @@ pub fn check_sessions(ports: &[GuardedPort], settings: &Settings, yes: bool) -> 
             ));
         }
     }
-    let _ = settings;
     Ok(())
 }
 

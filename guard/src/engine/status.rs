@@ -81,7 +81,7 @@ const ROOT: &str = "root";
 /// What the backstop is attached to, which is asked of the kernel.
 fn backstop(engine: &Engine, attached: Option<u64>) -> BackstopStatus {
     let nothing = BackstopStatus { attached: false, scope: ROOT.to_owned(), path: None };
-    let (Some(attached), Ok(root)) = (attached, engine.settings.cgroup()) else {
+    let (Some(attached), Ok(Some(root))) = (attached, engine.settings.mounted_cgroup()) else {
         return nothing;
     };
     if root.id().ok() != Some(attached) {
