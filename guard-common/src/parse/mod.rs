@@ -73,4 +73,6 @@ const fn is_vlan_tag(ether_type: u16) -> bool {
 }
 
 #[cfg(test)]
+mod against_etherparse;
+#[cfg(test)]
 mod tests;
