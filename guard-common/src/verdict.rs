@@ -118,6 +118,12 @@ impl Reason {
         }
     }
 
+    /// Whether a rule, or the lack of one, is what decided.
+    #[must_use]
+    pub const fn is_by_rule(self) -> bool {
+        matches!(self, Self::Allowed | Self::Local | Self::NoRule | Self::Denied)
+    }
+
     /// The reason with this number in a record.
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {

@@ -8,9 +8,9 @@ use std::{
     time::Duration,
 };
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use tokio::{
-    io::unix::AsyncFd,
+    io::{Interest, unix::AsyncFd},
     signal::unix::{SignalKind, signal},
     sync::watch,
     task::{JoinSet, spawn_blocking},
@@ -25,6 +25,7 @@ use crate::{
     host::netlink,
     kernel::ring::EventRing,
     output, startup,
+    state::RunFlags,
 };
 
 /// Bursts of network changes shorter than this are taken as one.
@@ -78,7 +79,9 @@ async fn serve(
     let hub = Arc::new(Hub::new());
     let mut tasks = JoinSet::new();
     tasks.spawn(api::server::serve(listener, engine.clone(), hub.clone(), stop.clone()));
-    let ring = AsyncFd::new(ring).map_err(cannot)?;
+    // SAFETY: the ring owns its descriptor, which is the same and open as long as it lives.
+    let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
+        .map_err(|error| cannot(error.into()))?;
     tasks.spawn(report_attempts(ring, hub));
     tasks.spawn(follow_network(engine.clone()));
     tasks.spawn(reload_on_hangup(engine, signal(SignalKind::hangup()).map_err(cannot)?));
@@ -139,7 +142,7 @@ async fn follow_network(engine: Arc<Mutex<Engine>>) {
     let mut changes = pin!(changes);
     while changes.next().await.is_some() {
         sleep(SETTLE).await;
-        while futures::poll!(changes.next()).is_ready() {}
+        while let Some(Some(())) = changes.next().now_or_never() {}
         let engine = engine.clone();
         let followed = spawn_blocking(move || lock(&engine).follow_network()).await;
         match followed {

@@ -9,10 +9,7 @@ mod settings;
 mod start;
 mod status;
 
-use std::{
-    net::IpAddr,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use guard_common::{
     abi::{FLAG_BACKSTOP, FLAG_FORWARDED, FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, NO_END},
@@ -85,7 +82,8 @@ impl Engine {
         let lock = Lock::take(&config.paths.lock())?;
         let now = Timestamp::now();
         let loaded = State::load(&config.paths.state, now)?;
-        let root = bpffs::locate(&config.paths.pins)?;
+        let root = bpffs::locate(&config.paths.pins)
+            .map_err(|error| Failure::failed(error.to_string(), error.fix()))?;
         let pins = Pins::new(root.path, &config.paths.pins);
         let maps = pins.are_complete().then(|| PolicyMaps::open(&pins)).transpose()?;
         let mut warnings: Vec<String> = loaded.warning.into_iter().collect();
@@ -217,7 +215,7 @@ impl Engine {
             return Ok(false);
         };
         let is_whole = root.scope == Scope::Root || settings.config.paths.cgroup.is_some();
-        Ok(is_whole && root.id()? == attached)
+        Ok(is_whole && root.id().ok() == Some(attached))
     }
 
     /// Puts a changed state in force and keeps it. When it can't be kept, what was in force comes back.

@@ -7,7 +7,7 @@ use guard_common::{
     packet::Protocol,
 };
 
-use super::{Engine, Facts, Settings, coverage, status};
+use super::{Engine, Facts, Settings, coverage};
 use crate::{
     compile::{self, Input},
     config::{Attach, LocalSources},

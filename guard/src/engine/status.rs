@@ -1,9 +1,6 @@
 //! `guard status`: what the kernel says is in force, held against what should be.
 
-use std::fs;
-
 use guard_common::abi::NO_END;
-use jiff::Timestamp;
 
 use super::{Engine, Facts, coverage, probe};
 use crate::{

@@ -7,11 +7,15 @@ use super::KernelError;
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 
 /// # Errors
-/// When not root, or the kernel has no BTF.
+/// [`KernelError::NotRoot`].
+pub fn check_root() -> Result<(), KernelError> {
+    if rustix::process::geteuid().is_root() { Ok(()) } else { Err(KernelError::NotRoot) }
+}
+
+/// # Errors
+/// When not root, the kernel has no BTF, or this binary no programs.
 pub fn check() -> Result<(), KernelError> {
-    if !rustix::process::geteuid().is_root() {
-        return Err(KernelError::NotRoot);
-    }
+    check_root()?;
     if !Path::new(BTF).exists() {
         return Err(KernelError::NoBtf { path: BTF });
     }

@@ -1,10 +1,12 @@
 //! The policy's tables: two slots of each, one in force, the other written.
 
+use std::collections::BTreeMap;
+
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key};
 use guard_common::{
     abi::{
         ABI_VERSION, Ladder, MAX_GUARDED_PORTS, MAX_LADDERS, MAX_SOURCES, POLICY_SLOTS, PORT_WORDS,
-        PolicyHeader, PortKey, PortValue, SourceKey, SourceValue, map, port_word,
+        PolicyHeader, PortIndex, PortKey, PortValue, SourceKey, SourceValue, map, port_word,
     },
     packet::Protocol,
 };
@@ -92,6 +94,17 @@ impl PolicyMaps {
     /// When a map can't be read.
     pub fn in_force(&self) -> Result<Option<Tables>, KernelError> {
         self.active_slot()?.map(|slot| self.read_slot(slot)).transpose()
+    }
+
+    /// The guarded ports in force; none before the first policy.
+    ///
+    /// # Errors
+    /// When a map can't be read.
+    pub fn ports_in_force(&self) -> Result<Vec<GuardedPort>, KernelError> {
+        let Some(slot) = self.active_slot()? else {
+            return Ok(Vec::new());
+        };
+        Ok(self.read_ports(slot)?.into_keys().collect())
     }
 
     /// Puts a policy in force, whole: every packet is judged by the one before or by this one. Returns its generation.
@@ -187,15 +200,19 @@ impl PolicyMaps {
         Ok(())
     }
 
-    fn read_slot(&self, slot: u32) -> Result<Tables, KernelError> {
-        let mut tables = Tables::default();
+    fn read_ports(&self, slot: u32) -> Result<BTreeMap<GuardedPort, PortIndex>, KernelError> {
+        let mut ports = BTreeMap::new();
         for entry in self.ports.iter() {
             let (key, value) = entry.map_err(failed(map::PORTS, "read"))?;
             if let (true, Some(protocol)) = (key.slot() == slot, key.protocol()) {
-                let port = GuardedPort { protocol, number: key.port() };
-                tables.ports.insert(port, value.index);
+                ports.insert(GuardedPort { protocol, number: key.port() }, value.index);
             }
         }
+        Ok(ports)
+    }
+
+    fn read_slot(&self, slot: u32) -> Result<Tables, KernelError> {
+        let mut tables = Tables { ports: self.read_ports(slot)?, ..Tables::default() };
         for entry in self.sources.iter() {
             let (key, value) = entry.map_err(failed(map::SOURCES, "read"))?;
             let (bits, key) = (key.prefix_len(), key.data());

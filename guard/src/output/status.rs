@@ -141,15 +141,9 @@ fn totals(counters: &[CounterView], page: &mut Page) {
 }
 
 fn unreported(status: &Status, page: &mut Page) {
-    let held: Vec<String> = status
-        .events
-        .unreported
-        .iter()
-        .filter(|(_, packets)| *packets > 0)
-        .map(|(hook, packets)| format!("{} at {}", count(*packets, "packet"), escaped(hook)))
-        .collect();
-    if !held.is_empty() {
-        page.line(format!("of these not in guard events: {}", held.join(", ")));
+    if status.events.unreported > 0 {
+        let packets = count(status.events.unreported, "packet");
+        page.line(format!("of these not in guard events: {packets}"));
     }
     if status.events.ring_full > 0 {
         let reports = count(status.events.ring_full, "report");
@@ -322,7 +316,7 @@ pub(crate) mod tests {
             daemon: None,
             wide_rules: vec!["allow 10.0.0.0/7 (rule 3)".into()],
             events: EventTotals {
-                unreported: vec![("xdp".into(), 0), ("tcx".into(), 34)],
+                unreported: 34,
                 repeated: 0,
                 ring_full: 2,
             },
@@ -330,7 +324,7 @@ pub(crate) mod tests {
         };
         let text = status(&busy, &view());
         assert!(text.contains("very wide: allow 10.0.0.0/7 (rule 3)\n"), "{text}");
-        assert!(text.contains("of these not in guard events: 34 packets at tcx\n"), "{text}");
+        assert!(text.contains("of these not in guard events: 34 packets\n"), "{text}");
         assert!(text.contains("2 reports found no room"), "{text}");
         assert!(text.contains("no daemon: the kernel enforces without it"), "{text}");
         let fleeting = Status { outlives_daemon: false, ..example() };
