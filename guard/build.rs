@@ -36,18 +36,11 @@ fn provide_object() -> Result<(), String> {
 fn read_object(path: &Path) -> Result<Vec<u8>, String> {
     // Cargo runs build scripts in the crate's directory, not where the user stands.
     if !path.is_absolute() {
-        return Err(format!(
-            "{OBJECT} is {}: give an absolute path",
-            path.display()
-        ));
+        return Err(format!("{OBJECT} is {}: give an absolute path", path.display()));
     }
     println!("cargo::rerun-if-changed={}", path.display());
-    let object = fs::read(path).map_err(|error| {
-        format!(
-            "{OBJECT} is {}, which can't be read: {error}",
-            path.display()
-        )
-    })?;
+    let object = fs::read(path)
+        .map_err(|error| format!("{OBJECT} is {}, which can't be read: {error}", path.display()))?;
     if !object.starts_with(b"\x7fELF") {
         return Err(format!(
             "{OBJECT} is {}, which is no ELF object: `cargo xtask build` makes one",

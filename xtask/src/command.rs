@@ -16,17 +16,10 @@ use anyhow::{Context as _, Result, bail};
 
 /// Whether `name` describes the package that cargo is running, not what the user wants.
 fn describes_running_package(name: &str) -> bool {
-    const EXACT: [&str; 4] = [
-        "CARGO_BIN_NAME",
-        "CARGO_CRATE_NAME",
-        "CARGO_PRIMARY_PACKAGE",
-        "OUT_DIR",
-    ];
+    const EXACT: [&str; 4] =
+        ["CARGO_BIN_NAME", "CARGO_CRATE_NAME", "CARGO_PRIMARY_PACKAGE", "OUT_DIR"];
     const BEGINNINGS: [&str; 3] = ["CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_BIN_EXE_"];
-    EXACT.contains(&name)
-        || BEGINNINGS
-            .iter()
-            .any(|beginning| name.starts_with(beginning))
+    EXACT.contains(&name) || BEGINNINGS.iter().any(|beginning| name.starts_with(beginning))
 }
 
 /// Whether `name` says which compiler is used, with which flags and to which place.
@@ -50,16 +43,9 @@ fn chooses_toolchain(name: &str) -> bool {
         "RUSTUP_TOOLCHAIN_SOURCE",
         "RUSTUP_TOOLCHAIN",
     ];
-    const BEGINNINGS: [&str; 4] = [
-        "CARGO_BUILD_",
-        "CARGO_PROFILE_",
-        "CARGO_TARGET_",
-        "CARGO_UNSTABLE_",
-    ];
-    EXACT.contains(&name)
-        || BEGINNINGS
-            .iter()
-            .any(|beginning| name.starts_with(beginning))
+    const BEGINNINGS: [&str; 4] =
+        ["CARGO_BUILD_", "CARGO_PROFILE_", "CARGO_TARGET_", "CARGO_UNSTABLE_"];
+    EXACT.contains(&name) || BEGINNINGS.iter().any(|beginning| name.starts_with(beginning))
 }
 
 fn command_without(program: impl AsRef<OsStr>, unwanted: impl Fn(&str) -> bool) -> Command {
@@ -79,9 +65,7 @@ pub fn with_variables_kept(program: impl AsRef<OsStr>) -> Command {
 
 /// A program that has nothing to do with the toolchain which runs this xtask.
 pub fn without_cargo_variables(program: impl AsRef<OsStr>) -> Command {
-    command_without(program, |name| {
-        describes_running_package(name) || chooses_toolchain(name)
-    })
+    command_without(program, |name| describes_running_package(name) || chooses_toolchain(name))
 }
 
 /// Runs `command` with its output shown; `what` says what it is for, as in "building guard".
@@ -92,25 +76,15 @@ pub fn run(command: &mut Command, what: &str) -> Result<()> {
         .status()
         .with_context(|| format!("{what} failed: could not start {}", program.display()))?;
     if !status.success() {
-        bail!(
-            "{what} failed: {} ended with {status}, for the reason above",
-            program.display()
-        );
+        bail!("{what} failed: {} ended with {status}, for the reason above", program.display());
     }
     Ok(())
 }
 
 /// What `command` prints, when it starts and succeeds.
 pub fn answer(command: &mut Command) -> Option<String> {
-    let output = command
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .output()
-        .ok()?;
-    output
-        .status
-        .success()
-        .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// The first file called `program` in the directories of `path`, a value of `PATH`.
@@ -124,14 +98,12 @@ pub fn find_in(path: &OsStr, program: &str) -> Option<PathBuf> {
 /// As [`find_in`], in this process's `PATH` and where administrators' programs are kept: an
 /// ordinary user's `PATH` often leaves those out.
 pub fn find_program(program: &str) -> Option<PathBuf> {
-    env::var_os("PATH")
-        .and_then(|path| find_in(&path, program))
-        .or_else(|| {
-            ["/usr/sbin", "/sbin"]
-                .map(|directory| Path::new(directory).join(program))
-                .into_iter()
-                .find(|file| file.is_file())
-        })
+    env::var_os("PATH").and_then(|path| find_in(&path, program)).or_else(|| {
+        ["/usr/sbin", "/sbin"]
+            .map(|directory| Path::new(directory).join(program))
+            .into_iter()
+            .find(|file| file.is_file())
+    })
 }
 
 #[cfg(test)]
@@ -149,13 +121,7 @@ mod tests {
         ] {
             assert!(describes_running_package(name), "{name}");
         }
-        for name in [
-            "CARGO",
-            "CARGO_HOME",
-            "CARGO_TARGET_DIR",
-            "RUSTUP_TOOLCHAIN",
-            "PATH",
-        ] {
+        for name in ["CARGO", "CARGO_HOME", "CARGO_TARGET_DIR", "RUSTUP_TOOLCHAIN", "PATH"] {
             assert!(!describes_running_package(name), "{name}");
         }
     }
@@ -189,10 +155,7 @@ mod tests {
             "HTTPS_PROXY",
             "RUSTUP_HOME",
         ] {
-            assert!(
-                !chooses_toolchain(name) && !describes_running_package(name),
-                "{name}"
-            );
+            assert!(!chooses_toolchain(name) && !describes_running_package(name), "{name}");
         }
     }
 
@@ -207,16 +170,9 @@ mod tests {
     fn a_failing_command_is_named_with_its_purpose() {
         let error = run(&mut Command::new("/bin/false"), "building nothing").unwrap_err();
         let text = format!("{error:#}");
-        assert!(
-            text.starts_with("building nothing failed: /bin/false ended with"),
-            "{text}"
-        );
+        assert!(text.starts_with("building nothing failed: /bin/false ended with"), "{text}");
         let error = run(&mut Command::new("/no/such/program"), "building").unwrap_err();
-        assert!(
-            error
-                .to_string()
-                .starts_with("building failed: could not start /no/such/program")
-        );
+        assert!(error.to_string().starts_with("building failed: could not start /no/such/program"));
         assert_eq!(answer(&mut Command::new("/bin/false")), None);
     }
 }

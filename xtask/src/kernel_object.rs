@@ -30,26 +30,15 @@ pub fn build_all(workspace: &Workspace, toolchain: &Toolchain) -> Result<Built> 
         .env(OBJECT_VARIABLE, &object);
     run(&mut cargo, "building guard")?;
     let binary = workspace.target.join("release/guard");
-    ensure!(
-        binary.is_file(),
-        "building guard left no {}",
-        binary.display()
-    );
+    ensure!(binary.is_file(), "building guard left no {}", binary.display());
     Ok(Built { object, binary })
 }
 
 fn build_object(workspace: &Workspace, toolchain: &Toolchain) -> Result<PathBuf> {
     let target = workspace.target.join("bpf");
     let mut cargo = toolchain.cargo(KernelTask::Build, &workspace.root, &target)?;
-    run(
-        cargo.args(["--bin", "guard-ebpf"]),
-        "building the kernel programs",
-    )?;
+    run(cargo.args(["--bin", "guard-ebpf"]), "building the kernel programs")?;
     let object = target.join(BPF_TARGET).join("release/guard-ebpf");
-    ensure!(
-        object.is_file(),
-        "building the kernel programs left no {}",
-        object.display()
-    );
+    ensure!(object.is_file(), "building the kernel programs left no {}", object.display());
     Ok(object)
 }

@@ -21,14 +21,8 @@ enum Outcome {
 /// Makes every check, also after one has failed.
 pub fn run(workspace: &Workspace) -> Result<()> {
     let checks = [
-        (
-            "the lock file",
-            checked(&mut lock_file(workspace), "the lock file check"),
-        ),
-        (
-            "the format",
-            checked(&mut format(workspace), "the format check"),
-        ),
+        ("the lock file", checked(&mut lock_file(workspace), "the lock file check")),
+        ("the format", checked(&mut format(workspace), "the format check")),
         ("clippy", checked(&mut clippy(workspace), "clippy")),
         ("clippy for the kernel programs", clippy_for_bpf(workspace)),
         ("the dependencies", dependencies(workspace)),
@@ -60,9 +54,7 @@ fn checked(command: &mut Command, what: &str) -> Outcome {
 /// Fails when `Cargo.lock` does not hold what the manifests ask for.
 fn lock_file(workspace: &Workspace) -> Command {
     let mut cargo = workspace.cargo();
-    cargo
-        .args(["metadata", "--locked", "--format-version", "1"])
-        .stdout(Stdio::null());
+    cargo.args(["metadata", "--locked", "--format-version", "1"]).stdout(Stdio::null());
     cargo
 }
 
@@ -75,13 +67,7 @@ fn format(workspace: &Workspace) -> Command {
 /// The kernel programs are left out: in one build with the others they get their features.
 fn clippy(workspace: &Workspace) -> Command {
     let mut cargo = workspace.cargo();
-    cargo.args([
-        "clippy",
-        "--workspace",
-        "--exclude",
-        "guard-ebpf",
-        "--all-targets",
-    ]);
+    cargo.args(["clippy", "--workspace", "--exclude", "guard-ebpf", "--all-targets"]);
     cargo.args(["--", "--deny", "warnings"]);
     cargo
 }
@@ -100,10 +86,9 @@ fn clippy_for_bpf(workspace: &Workspace) -> Outcome {
     }
     let target = workspace.target.join("bpf");
     match toolchain.cargo(KernelTask::Clippy, &workspace.root, &target) {
-        Ok(mut cargo) => checked(
-            cargo.args(["--", "--deny", "warnings"]),
-            "clippy for the kernel programs",
-        ),
+        Ok(mut cargo) => {
+            checked(cargo.args(["--", "--deny", "warnings"]), "clippy for the kernel programs")
+        }
         Err(error) => Outcome::Failed(error),
     }
 }

@@ -26,33 +26,13 @@ pub enum Scope {
 
 /// A program that the tests start, and the package that holds it.
 const TEST_PROGRAMS: [(&str, Package); 3] = [
-    (
-        "ip",
-        Package {
-            name: "iproute2",
-            purpose: "`ip`: the tests make networks with it",
-        },
-    ),
-    (
-        "nsenter",
-        Package {
-            name: "util-linux",
-            purpose: "`nsenter`: the tests enter them",
-        },
-    ),
-    (
-        "nft",
-        Package {
-            name: "nftables",
-            purpose: "`nft`: the tests redirect with TPROXY",
-        },
-    ),
+    ("ip", Package { name: "iproute2", purpose: "`ip`: the tests make networks with it" }),
+    ("nsenter", Package { name: "util-linux", purpose: "`nsenter`: the tests enter them" }),
+    ("nft", Package { name: "nftables", purpose: "`nft`: the tests redirect with TPROXY" }),
 ];
 
-const CLIPPY: Package = Package {
-    name: "rust-web-clippy",
-    purpose: "clippy for the kernel programs",
-};
+const CLIPPY: Package =
+    Package { name: "rust-web-clippy", purpose: "clippy for the kernel programs" };
 
 const UPSTREAM_ROUTE: &str = "or have the upstream toolchain instead: \
     `rustup toolchain install nightly --component rust-src` and `cargo install bpf-linker`";
@@ -68,9 +48,7 @@ pub fn ensure(workspace: &Workspace, scope: Scope) -> Result<Toolchain> {
             Next::Install(packages) => packages.clone(),
             Next::Use(_) | Next::BuildLinker => Vec::new(),
         };
-        packages.extend(missing_programs(scope, |program| {
-            find_program(program).is_some()
-        }));
+        packages.extend(missing_programs(scope, |program| find_program(program).is_some()));
         if scope == Scope::Lint
             && next != Next::Use(Toolchain::Upstream)
             && !distribution_has_clippy()
@@ -128,11 +106,8 @@ fn install(packages: &[Package]) -> Result<()> {
     if let Err(error) = run(apt_get().arg("update"), "updating apt's lists of packages") {
         eprintln!("xtask: {error:#}; going on with the lists that are here");
     }
-    let unknown: Vec<&str> = packages
-        .iter()
-        .map(|package| package.name)
-        .filter(|name| !apt_knows(name))
-        .collect();
+    let unknown: Vec<&str> =
+        packages.iter().map(|package| package.name).filter(|name| !apt_knows(name)).collect();
     ensure!(
         unknown.is_empty(),
         "apt has no package {}: add the apt source that has it (Debian 12 needs \
@@ -184,11 +159,7 @@ fn obstacle(packages: &[Package], has_apt: bool, is_root: bool) -> Option<String
 }
 
 fn names(packages: &[Package]) -> String {
-    packages
-        .iter()
-        .map(|package| package.name)
-        .collect::<Vec<_>>()
-        .join(", ")
+    packages.iter().map(|package| package.name).collect::<Vec<_>>().join(", ")
 }
 
 fn listing(packages: &[Package]) -> String {
@@ -265,10 +236,7 @@ mod tests {
         let packages = missing_programs(Scope::Test, |program| program == "ip");
         let text = obstacle(&packages, true, false).unwrap();
         assert!(text.contains("as root"), "{text}");
-        assert!(
-            text.contains("--no-install-recommends util-linux nftables`"),
-            "{text}"
-        );
+        assert!(text.contains("--no-install-recommends util-linux nftables`"), "{text}");
         assert_eq!(obstacle(&packages, true, true), None);
     }
 
@@ -278,10 +246,7 @@ mod tests {
         let text = listing(&packages);
         assert_eq!(text.lines().count(), packages.len());
         for (line, package) in text.lines().zip(&packages) {
-            assert!(
-                line.contains(package.name) && line.contains(package.purpose),
-                "{line}"
-            );
+            assert!(line.contains(package.name) && line.contains(package.purpose), "{line}");
         }
     }
 }

@@ -30,11 +30,7 @@ impl Stamp {
         collect(&workspace.root, &workspace.target, &mut files)
             .context("the sources could not be listed")?;
         files.sort();
-        for file in files
-            .iter()
-            .map(PathBuf::as_path)
-            .chain(built.iter().copied())
-        {
+        for file in files.iter().map(PathBuf::as_path).chain(built.iter().copied()) {
             file.hash(&mut hasher);
             contents(file)
                 .with_context(|| format!("{} could not be read", file.display()))?

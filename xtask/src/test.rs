@@ -61,13 +61,7 @@ fn run_all(workspace: &Workspace, built: &Built, arguments: &[OsString]) -> Resu
     for (name, selection) in RUNS {
         let mut cargo = workspace.cargo();
         cargo
-            .args([
-                "test",
-                "--workspace",
-                "--exclude",
-                "guard-ebpf",
-                "--no-fail-fast",
-            ])
+            .args(["test", "--workspace", "--exclude", "guard-ebpf", "--no-fail-fast"])
             .args(selection)
             .arg("--")
             .args(arguments)
@@ -88,11 +82,7 @@ fn stamp_of(workspace: &Workspace, toolchain: &Toolchain, built: &Built) -> Resu
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")
         .context("the kernel's release could not be read")?;
     let stable = answer(with_variables_kept("rustc").arg("-vV")).unwrap_or_default();
-    let facts = [
-        kernel,
-        stable,
-        toolchain.compiler_version().unwrap_or_default(),
-    ];
+    let facts = [kernel, stable, toolchain.compiler_version().unwrap_or_default()];
     Stamp::of(workspace, &facts, &[&built.object, &built.binary])
 }
 
@@ -106,10 +96,8 @@ fn may_skip(force: bool, ci: &str, arguments: &[OsString]) -> bool {
 fn rough(span: Duration) -> String {
     const UNITS: [(&str, u64); 3] = [("day", 86_400), ("hour", 3_600), ("minute", 60)];
     let seconds = span.as_secs();
-    let (unit, size) = UNITS
-        .into_iter()
-        .find(|(_, size)| seconds >= *size)
-        .unwrap_or(("second", 1));
+    let (unit, size) =
+        UNITS.into_iter().find(|(_, size)| seconds >= *size).unwrap_or(("second", 1));
     let count = seconds / size;
     let ending = if count == 1 { "" } else { "s" };
     format!("{count} {unit}{ending}")

@@ -19,11 +19,8 @@ use crate::{
 };
 
 /// The target of the kernel programs: BPF in this machine's byte order.
-pub const BPF_TARGET: &str = if cfg!(target_endian = "big") {
-    "bpfeb-unknown-none"
-} else {
-    "bpfel-unknown-none"
-};
+pub const BPF_TARGET: &str =
+    if cfg!(target_endian = "big") { "bpfeb-unknown-none" } else { "bpfel-unknown-none" };
 
 /// The release of `bpf-linker` that is built where none works.
 pub const LINKER_VERSION: &str = "0.13.0";
@@ -32,10 +29,7 @@ pub const LINKER_VERSION: &str = "0.13.0";
 pub const LLVM_MAJOR: u32 = 22;
 
 /// The oldest compiler that the workspace's `rust-version` takes.
-const OLDEST_COMPILER: Version = Version {
-    major: 1,
-    minor: 95,
-};
+const OLDEST_COMPILER: Version = Version { major: 1, minor: 95 };
 
 const DISTRIBUTION_RUSTC: &str = "/usr/bin/rustc";
 const DISTRIBUTION_CARGO: &str = "/usr/bin/cargo";
@@ -70,10 +64,7 @@ impl Version {
 }
 
 /// What of the two routes a machine has.
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "independent findings, set and read by name"
-)]
+#[expect(clippy::struct_excessive_bools, reason = "independent findings, set and read by name")]
 #[derive(Clone, Debug, Default)]
 pub struct Found {
     /// rustup has a toolchain `nightly` with `rust-src`.
@@ -115,22 +106,13 @@ pub struct Package {
     pub purpose: &'static str,
 }
 
-const COMPILER: Package = Package {
-    name: "rustc-web",
-    purpose: "a Rust compiler that can write BPF, 1.95 or newer",
-};
-const CARGO: Package = Package {
-    name: "cargo-web",
-    purpose: "the cargo of that compiler",
-};
-const CORE_FOR_BPF: Package = Package {
-    name: "libstd-rust-web-dev-bpf",
-    purpose: "Rust's core library, compiled for BPF",
-};
-const LLVM: Package = Package {
-    name: "llvm-22-dev",
-    purpose: "LLVM as that compiler has it, to build bpf-linker",
-};
+const COMPILER: Package =
+    Package { name: "rustc-web", purpose: "a Rust compiler that can write BPF, 1.95 or newer" };
+const CARGO: Package = Package { name: "cargo-web", purpose: "the cargo of that compiler" };
+const CORE_FOR_BPF: Package =
+    Package { name: "libstd-rust-web-dev-bpf", purpose: "Rust's core library, compiled for BPF" };
+const LLVM: Package =
+    Package { name: "llvm-22-dev", purpose: "LLVM as that compiler has it, to build bpf-linker" };
 
 /// What to do next about the BPF toolchain.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,10 +128,7 @@ pub fn choose(found: &Found) -> Next {
         return Next::Use(Toolchain::Upstream);
     }
     let mut packages = Vec::new();
-    if found
-        .compiler
-        .is_none_or(|version| version < OLDEST_COMPILER)
-    {
+    if found.compiler.is_none_or(|version| version < OLDEST_COMPILER) {
         packages.push(COMPILER);
     }
     if !found.cargo {
@@ -167,9 +146,7 @@ pub fn choose(found: &Found) -> Next {
     }
     match &found.working_linker {
         _ if !packages.is_empty() => Next::Install(packages),
-        Some(linker) => Next::Use(Toolchain::Distribution {
-            linker: linker.clone(),
-        }),
+        Some(linker) => Next::Use(Toolchain::Distribution { linker: linker.clone() }),
         None => Next::BuildLinker,
     }
 }
@@ -190,10 +167,7 @@ pub fn look(workspace: &Workspace) -> Found {
         cargo: Path::new(DISTRIBUTION_CARGO).is_file(),
         llvm: llvm_prefix().join("bin/llvm-config").is_file(),
         working_linker: compiler.and_then(|_| {
-            linkers
-                .iter()
-                .find(|linker| links_a_program(workspace, linker))
-                .cloned()
+            linkers.iter().find(|linker| links_a_program(workspace, linker)).cloned()
         }),
         linkers,
     }
@@ -228,21 +202,14 @@ fn nightly_has_source() -> bool {
 
 /// Where `rust-src` puts `core`'s source for the compiler `TOOLCHAIN/bin/rustc`.
 fn source_of(rustc: &Path) -> Option<PathBuf> {
-    Some(
-        rustc
-            .parent()?
-            .parent()?
-            .join("lib/rustlib/src/rust/library/core"),
-    )
+    Some(rustc.parent()?.parent()?.join("lib/rustlib/src/rust/library/core"))
 }
 
 fn distribution_has_core_for_bpf() -> bool {
     answer(distribution_rustc().args(["--print", "target-libdir", "--target", BPF_TARGET]))
         .and_then(|printed| fs::read_dir(printed.trim_end()).ok())
         .is_some_and(|entries| {
-            entries
-                .flatten()
-                .any(|entry| is_core(&entry.file_name().to_string_lossy()))
+            entries.flatten().any(|entry| is_core(&entry.file_name().to_string_lossy()))
         })
 }
 
@@ -254,18 +221,11 @@ fn is_core(file: &str) -> bool {
 /// Whether `linker` makes a BPF object of what the distribution's compiler writes.
 fn links_a_program(workspace: &Workspace, linker: &Path) -> bool {
     // Named after this process: another xtask may be looking at the same time.
-    let bitcode = workspace
-        .tools()
-        .join(format!("probe-{}.bc", std::process::id()));
+    let bitcode = workspace.tools().join(format!("probe-{}.bc", std::process::id()));
     let object = bitcode.with_extension("o");
     let works = compile_probe(&bitcode).is_ok()
-        && answer(
-            without_cargo_variables(linker)
-                .args(["--btf", "-o"])
-                .arg(&object)
-                .arg(&bitcode),
-        )
-        .is_some();
+        && answer(without_cargo_variables(linker).args(["--btf", "-o"]).arg(&object).arg(&bitcode))
+            .is_some();
     for file in [bitcode, object] {
         // It may never have been made; and what can't be removed lies among build products.
         let _ = fs::remove_file(file);
@@ -278,25 +238,14 @@ fn compile_probe(bitcode: &Path) -> io::Result<()> {
     fs::create_dir_all(bitcode.parent().unwrap_or(bitcode))?;
     fs::write(&source, PROBE)?;
     let status = distribution_rustc()
-        .args([
-            "--crate-name",
-            "probe",
-            "--crate-type",
-            "lib",
-            "--edition",
-            "2024",
-        ])
+        .args(["--crate-name", "probe", "--crate-type", "lib", "--edition", "2024"])
         .args(["--target", BPF_TARGET, "--emit", "llvm-bc", "-o"])
         .arg(bitcode)
         .arg(&source)
         .stderr(Stdio::null())
         .status();
     fs::remove_file(&source)?;
-    if status?.success() {
-        Ok(())
-    } else {
-        Err(io::Error::other("the compiler refused the probe"))
-    }
+    if status?.success() { Ok(()) } else { Err(io::Error::other("the compiler refused the probe")) }
 }
 
 impl Toolchain {
@@ -310,14 +259,7 @@ impl Toolchain {
         let mut command = match self {
             Self::Upstream => {
                 let mut command = rustup();
-                command.args([
-                    "run",
-                    "nightly",
-                    "cargo",
-                    subcommand,
-                    "-Z",
-                    "build-std=core",
-                ]);
+                command.args(["run", "nightly", "cargo", subcommand, "-Z", "build-std=core"]);
                 command
             }
             Self::Distribution { linker } => {
@@ -374,10 +316,7 @@ impl Toolchain {
 
 /// `PATH` with the linker's directory before all others: the compiler starts `bpf-linker` by name.
 fn path_with(linker: &Path) -> Result<std::ffi::OsString> {
-    let directory = linker
-        .parent()
-        .context("bpf-linker has no directory")?
-        .to_owned();
+    let directory = linker.parent().context("bpf-linker has no directory")?.to_owned();
     let path = env::var_os("PATH").unwrap_or_default();
     let directories = std::iter::once(directory).chain(env::split_paths(&path));
     env::join_paths(directories)
@@ -394,10 +333,7 @@ mod tests {
             nightly_with_source: false,
             linkers: vec!["/tools/bpf-linker".into()],
             linker_on_path: false,
-            compiler: Some(Version {
-                major: 1,
-                minor: 96,
-            }),
+            compiler: Some(Version { major: 1, minor: 96 }),
             core_for_bpf: true,
             cargo: true,
             llvm: true,
@@ -416,12 +352,7 @@ mod tests {
     fn a_new_machine_gets_all_of_the_distributions_route_at_once() {
         assert_eq!(
             names(choose(&Found::default())),
-            [
-                "rustc-web",
-                "cargo-web",
-                "libstd-rust-web-dev-bpf",
-                "llvm-22-dev"
-            ]
+            ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf", "llvm-22-dev"]
         );
     }
 
@@ -434,82 +365,40 @@ mod tests {
             ..Found::default()
         };
         assert_eq!(choose(&found), Next::Use(Toolchain::Upstream));
-        let both = Found {
-            nightly_with_source: true,
-            linker_on_path: true,
-            ..complete()
-        };
+        let both = Found { nightly_with_source: true, linker_on_path: true, ..complete() };
         assert_eq!(choose(&both), Next::Use(Toolchain::Upstream));
     }
 
     #[test]
     fn half_an_upstream_route_is_none() {
-        let no_source = Found {
-            linker_on_path: true,
-            ..complete()
-        };
-        let no_linker = Found {
-            nightly_with_source: true,
-            ..complete()
-        };
+        let no_source = Found { linker_on_path: true, ..complete() };
+        let no_linker = Found { nightly_with_source: true, ..complete() };
         for found in [no_source, no_linker] {
             let linker = "/tools/bpf-linker".into();
-            assert_eq!(
-                choose(&found),
-                Next::Use(Toolchain::Distribution { linker })
-            );
+            assert_eq!(choose(&found), Next::Use(Toolchain::Distribution { linker }));
         }
     }
 
     #[test]
     fn only_what_is_missing_is_installed() {
+        assert_eq!(names(choose(&Found { cargo: false, ..complete() })), ["cargo-web"]);
         assert_eq!(
-            names(choose(&Found {
-                cargo: false,
-                ..complete()
-            })),
-            ["cargo-web"]
-        );
-        assert_eq!(
-            names(choose(&Found {
-                core_for_bpf: false,
-                ..complete()
-            })),
+            names(choose(&Found { core_for_bpf: false, ..complete() })),
             ["libstd-rust-web-dev-bpf"]
         );
-        let old = Found {
-            compiler: Some(Version {
-                major: 1,
-                minor: 85,
-            }),
-            ..complete()
-        };
+        let old = Found { compiler: Some(Version { major: 1, minor: 85 }), ..complete() };
         assert_eq!(names(choose(&old)), ["rustc-web"]);
     }
 
     #[test]
     fn llvm_is_needed_only_to_build_the_linker() {
         assert_eq!(
-            choose(&Found {
-                llvm: false,
-                ..complete()
-            }),
-            Next::Use(Toolchain::Distribution {
-                linker: "/tools/bpf-linker".into()
-            })
+            choose(&Found { llvm: false, ..complete() }),
+            Next::Use(Toolchain::Distribution { linker: "/tools/bpf-linker".into() })
         );
-        let no_linker = Found {
-            working_linker: None,
-            ..complete()
-        };
+        let no_linker = Found { working_linker: None, ..complete() };
         assert_eq!(choose(&no_linker), Next::BuildLinker);
-        assert_eq!(
-            names(choose(&Found {
-                llvm: false,
-                ..no_linker
-            })),
-            ["llvm-22-dev"]
-        );
+        assert_eq!(names(choose(&Found { llvm: false, ..no_linker })), ["llvm-22-dev"]);
     }
 
     #[test]
@@ -519,10 +408,7 @@ mod tests {
             linker_on_path: true,
             ..Found::default()
         };
-        assert_eq!(
-            names(choose(&found)),
-            ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"]
-        );
+        assert_eq!(names(choose(&found)), ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"]);
     }
 
     #[test]
@@ -530,23 +416,12 @@ mod tests {
         let read = |text| Version::parse(text);
         assert_eq!(
             read("rustc 1.96.0 (ac68faa20 2026-05-25) (built from a source tarball)"),
-            Some(Version {
-                major: 1,
-                minor: 96
-            })
+            Some(Version { major: 1, minor: 96 })
         );
-        assert_eq!(
-            read("rustc 2.0-nightly"),
-            Some(Version { major: 2, minor: 0 })
-        );
+        assert_eq!(read("rustc 2.0-nightly"), Some(Version { major: 2, minor: 0 }));
         assert_eq!(read("cargo 1.96.0"), None);
         assert_eq!(read("rustc"), None);
-        assert!(
-            Version {
-                major: 1,
-                minor: 85
-            } < OLDEST_COMPILER
-        );
+        assert!(Version { major: 1, minor: 85 } < OLDEST_COMPILER);
         assert!(Version { major: 2, minor: 0 } > OLDEST_COMPILER);
     }
 
