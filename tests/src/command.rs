@@ -7,7 +7,7 @@ use std::{
 
 /// Runs a program to its end, and fails the test unless it succeeds.
 #[track_caller]
-pub fn run(program: &str, arguments: &[&str]) -> String {
+pub fn run(program: &str, arguments: &[&str]) {
     let output = output(Command::new(program).args(arguments), "");
     assert!(
         output.status.success(),
@@ -15,7 +15,6 @@ pub fn run(program: &str, arguments: &[&str]) -> String {
         arguments.join(" "),
         String::from_utf8_lossy(&output.stderr).trim()
     );
-    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// Runs `ip` commands, one a line, in one process. Blank lines are skipped.

@@ -270,22 +270,19 @@ impl Lab {
         for (here, there) in [(&one, &other), (&other, &one)] {
             let interface = here.interface;
             let Addresses { v4, v6 } = here.addresses;
-            let mut commands = format!(
+            let Addresses {
+                v4: their_v4,
+                v6: their_v6,
+            } = there.addresses;
+            let their_mac = mac_text(there.mac);
+            // The neighbours are known beforehand, so that no test meets the time it takes to find them.
+            here.machine.ip(&format!(
                 "address add {v4}/24 dev {interface}\n\
                  address add {v6}/64 dev {interface} nodad\n\
-                 link set {interface} up\n"
-            );
-            // Known beforehand, so that no test meets the time that finding a neighbour takes.
-            for address in [
-                IpAddr::V4(there.addresses.v4),
-                IpAddr::V6(there.addresses.v6),
-            ] {
-                commands += &format!(
-                    "neighbour add {address} lladdr {} dev {interface} nud permanent\n",
-                    mac_text(there.mac)
-                );
-            }
-            here.machine.ip(&commands);
+                 link set {interface} up\n\
+                 neighbour add {their_v4} lladdr {their_mac} dev {interface} nud permanent\n\
+                 neighbour add {their_v6} lladdr {their_mac} dev {interface} nud permanent\n"
+            ));
         }
     }
 
@@ -476,7 +473,7 @@ fn processes_of(world: &str) -> Vec<String> {
             let line = fs::read(process.path().join("cmdline")).ok()?;
             let line = String::from_utf8_lossy(&line).replace('\0', " ");
             line.contains(world)
-                .then(|| format!("{:?} still runs: {line}", process.file_name()))
+                .then(|| format!("{} still runs: {line}", process.file_name().display()))
         })
         .collect()
 }

@@ -144,6 +144,7 @@ impl Machine {
     }
 
     /// Opens a connection and asks for `/`.
+    #[must_use]
     #[track_caller]
     pub fn call(&self, to: SocketAddr) -> Reply {
         self.call_within(to, LONG_ENOUGH)
@@ -180,6 +181,7 @@ impl Machine {
     }
 
     /// Sends one datagram and waits for its echo.
+    #[must_use]
     #[track_caller]
     pub fn call_udp(&self, to: SocketAddr) -> Reply {
         let asked = self.inside(|| {

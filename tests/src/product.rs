@@ -110,15 +110,14 @@ pub struct Answer {
 impl Answer {
     /// Fails the test unless the command was carried out.
     #[track_caller]
-    pub fn done(self) -> Self {
+    pub fn expect_done(&self) {
         assert_eq!(self.code, Some(0), "{self:#?}");
-        self
     }
 
     /// Fails the test unless the command was refused (exit 1) or not understood (exit 2), in few and plain words that
     /// name each of these, with nothing on standard output.
     #[track_caller]
-    pub fn refused(self, names: &[&str]) -> Self {
+    pub fn expect_refused(&self, names: &[&str]) {
         assert!(matches!(self.code, Some(1 | 2)), "{self:#?}");
         assert!(self.output.is_empty(), "{self:#?}");
         assert!(!self.errors.trim().is_empty(), "{self:#?}");
@@ -127,7 +126,6 @@ impl Answer {
         for name in names {
             assert!(self.errors.contains(name), "{name} is not named: {self:#?}");
         }
-        self
     }
 
     #[track_caller]
@@ -310,10 +308,7 @@ impl<'lab> Guard<'lab> {
     /// Waits until the daemon has ended by itself.
     #[track_caller]
     pub fn wait_for_end(&self) {
-        until(
-            &format!("the daemon has ended; it said: {}", self.log()),
-            || !self.daemon_runs(),
-        );
+        until("the daemon has ended", || !self.daemon_runs());
         self.daemon.replace(None);
     }
 
@@ -324,10 +319,18 @@ impl<'lab> Guard<'lab> {
         finish(&mut self.command(arguments), arguments)
     }
 
-    /// Runs a command that must be carried out.
+    /// Runs a command that must be carried out, and returns what it prints.
     #[track_caller]
     pub fn tell(&self, arguments: &[&str]) -> Answer {
-        self.ask(arguments).done()
+        let answer = self.ask(arguments);
+        answer.expect_done();
+        answer
+    }
+
+    /// Runs a command that must be refused, in words that name each of these.
+    #[track_caller]
+    pub fn expect_refusal(&self, arguments: &[&str], names: &[&str]) {
+        self.ask(arguments).expect_refused(names);
     }
 
     /// Runs a command that changes the policy and must be carried out, and returns what it says of the change.
@@ -578,9 +581,12 @@ fn read_all(mut pipe: impl std::io::Read) -> String {
 
 /// The binary under test.
 fn binary() -> PathBuf {
-    let path = std::env::var_os("GUARD_BIN").map(PathBuf::from).unwrap_or_else(|| {
-        panic!("GUARD_BIN does not name the guard to test: `cargo xtask test` builds it and sets it")
-    });
+    let path = std::env::var_os("GUARD_BIN").map(PathBuf::from);
+    let Some(path) = path else {
+        panic!(
+            "GUARD_BIN does not name the guard to test: `cargo xtask test` builds it and sets it"
+        )
+    };
     // Relative to where cargo was called, not to this crate, it would mean something else.
     assert!(
         path.is_absolute(),

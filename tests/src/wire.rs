@@ -258,7 +258,7 @@ pub fn stranger_v4(number: u16) -> Ipv4Addr {
     Ipv4Addr::new(198, 18, high, low)
 }
 
-/// Addresses from 2001:db8::/32 (RFC 3849), each in a /64 of its own.
+/// Addresses from `2001:db8::/32` (RFC 3849), each in a /64 of its own.
 #[must_use]
 pub const fn stranger_v6(number: u16) -> Ipv6Addr {
     Ipv6Addr::new(0x2001, 0xdb8, 0, number, 0, 0, 0, 1)

@@ -99,6 +99,12 @@ fn packets_made_by_hand_reach_the_listener() {
         });
     };
 
+    for number in 2..102 {
+        let stranger = (wire::stranger_v4(number), 1000).into();
+        wire.send(&wire::syn(stranger, SERVER.v4_at(OLLAMA)));
+    }
+    expect_more(100);
+
     for (stranger, server) in strangers(1001).into_iter().zip(SERVER.at(OLLAMA)) {
         wire.send(&wire::syn(stranger, server));
     }

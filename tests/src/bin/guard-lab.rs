@@ -7,7 +7,7 @@ use std::{
     fs::{self, File},
     io::{self, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
-    path::{Path, PathBuf},
+    path::Path,
     process, thread,
 };
 
@@ -26,7 +26,7 @@ fn main() -> Result<()> {
     let cgroup = Path::new(cgroup).join("cgroup.procs");
     fs::write(&cgroup, process::id().to_string())
         .with_context(|| format!("{} can't be written", cgroup.display()))?;
-    let journal = Journal::new(PathBuf::from(journal))?;
+    let journal = Journal::new(Path::new(journal))?;
     end_with_standard_input();
     match service.as_str() {
         "http" => serve_http(&bind_http(address, false)?, &journal),
@@ -115,11 +115,11 @@ struct Journal {
 }
 
 impl Journal {
-    fn new(path: PathBuf) -> Result<Self> {
+    fn new(path: &Path) -> Result<Self> {
         let file = File::options()
             .create(true)
             .append(true)
-            .open(&path)
+            .open(path)
             .with_context(|| format!("{} can't be opened", path.display()))?;
         Ok(Self { file })
     }
