@@ -207,8 +207,8 @@ pub struct CounterView {
 /// What became of events.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventTotals {
-    /// Packets at each hook that no event has reported singly.
-    pub unreported: Vec<(String, u64)>,
+    /// Packets that no event has reported singly.
+    pub unreported: u64,
     /// Packets in observe that an earlier hook had judged already.
     pub repeated: u64,
     /// Events that found the ring full.

@@ -435,18 +435,6 @@ pub fn counted(status: &Status, hook: &str, verdict: &str, reason: &str) -> u64 
         .sum()
 }
 
-/// Packets at this hook that no event has reported singly.
-#[must_use]
-pub fn unreported(status: &Status, hook: &str) -> u64 {
-    status
-        .events
-        .unreported
-        .iter()
-        .filter(|(name, _)| name == hook)
-        .map(|(_, count)| count)
-        .sum()
-}
-
 /// Whether an interface is covered in this way.
 #[must_use]
 pub fn covered(status: &Status, interface: &str, hook: &str) -> bool {
@@ -524,6 +512,7 @@ fn command(machine: &Machine, configuration: &Path, arguments: &[&str]) -> Comma
         .arg(configuration)
         .args(arguments)
         .env_remove("GUARD_CONFIG")
+        .env_remove("RUST_LOG")
         .env("NO_COLOR", "1");
     command
 }

@@ -7,7 +7,7 @@ use guard_tests::{
     lab::{CLIENT, CONTAINER, Lab, OLLAMA, SERVER},
     machine::Reply,
     on_each_hook,
-    product::{Attach, Follower, Guard, unreported},
+    product::{Attach, Follower, Guard},
     wait::until,
     wire,
 };
@@ -122,7 +122,7 @@ fn a_source_that_goes_on_is_reported_with_all_it_sent_meanwhile() {
     assert!(attempts[1].packets > 1, "{attempts:#?}");
     until(
         "everything sent is reported or said to be unreported",
-        || accounted(&events, &guard.status(), "tcx") == u64::from(sent),
+        || accounted(&events, &guard.status()) == u64::from(sent),
     );
 }
 
@@ -265,7 +265,7 @@ fn send_all(lab: &Lab, senders: impl Iterator<Item = SocketAddr>) {
 fn expect_all_counted(guard: &Guard<'_>, events: &Follower, hook: &str, verdict: &str) {
     guard.expect_counted(hook, verdict, "no-rule", PACKETS.into());
     until("every packet is accounted for", || {
-        accounted(events, &guard.status(), hook) == u64::from(PACKETS)
+        accounted(events, &guard.status()) == u64::from(PACKETS)
     });
     let attempts = events.attempts();
     assert!(!attempts.is_empty());
@@ -277,14 +277,14 @@ fn expect_all_counted(guard: &Guard<'_>, events: &Follower, hook: &str, verdict:
     }
 }
 
-/// Packets at this hook that attempts hold, and those that none does.
-fn accounted(events: &Follower, status: &Status, hook: &str) -> u64 {
+/// Packets that attempts hold, and those that none does.
+fn accounted(events: &Follower, status: &Status) -> u64 {
     let reported: u64 = events
         .attempts()
         .iter()
         .map(|attempt| attempt.packets)
         .sum();
-    reported + unreported(status, hook)
+    reported + status.events.unreported
 }
 
 #[track_caller]
