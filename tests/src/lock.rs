@@ -41,7 +41,7 @@ impl Drop for NameLock {
 }
 
 /// The machine, shared by tests whose backstop sees their own cgroup only, or held alone by the one whose backstop sees
-/// every socket there is.
+/// every socket there is. Its two lock files belong to no test and stay.
 #[derive(Debug)]
 pub struct MachineLock {
     _files: Vec<File>,

@@ -47,9 +47,12 @@ fn an_allowed_source_gets_in_from_its_next_packet(attach: Attach) {
     let _listener = lab.serve();
     let guard = lab.start_guard(attach, "");
     lab.client.expect_silence(SERVER.v4_at(OLLAMA));
+    let dropped = guard.counted(attach.hook(), "drop", "no-rule");
 
     guard.tell(&["allow", "10.77.0.0/24"]);
     lab.client.expect_answer(SERVER.v4_at(OLLAMA));
+    // The call did not have to be repeated.
+    assert_eq!(guard.counted(attach.hook(), "drop", "no-rule"), dropped);
     lab.client.expect_silence(SERVER.v6_at(OLLAMA));
 
     guard.tell(&["allow", "fd77::/64"]);
@@ -610,11 +613,9 @@ fn an_open_connection_falls_silent(attach: Attach) {
         asked.is_err(),
         "an open connection was answered after arming"
     );
-    // The message names the peer, and the command that would have kept it.
-    assert!(
-        guard.log().contains("guard allow 10.77.0.1"),
-        "{}",
-        guard.log()
+    until(
+        "the message names the peer, and the command that keeps it",
+        || guard.log().contains("guard allow 10.77.0.1"),
     );
 }
 

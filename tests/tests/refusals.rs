@@ -170,7 +170,6 @@ fn check_names_line_and_column() {
         ("ports = [11434, 0]\n", "1:17", "0"),
         ("ports = [70000]\n", "1:10", "70000"),
         ("ports = [\"11434-11400\"]\n", "1:10", "11434-11400"),
-        ("ports = \"11434\"\n", "1:9", ""),
         ("\nattach = \"firmly\"\n", "2:10", "firmly"),
         ("forwarded = \"maybe\"\n", "1:13", "maybe"),
         ("local = [\"everyone\"]\n", "1:10", "everyone"),
