@@ -67,6 +67,9 @@ pub struct Engine {
     maps: Option<PolicyMaps>,
     /// What the policy in force was compiled from, where this engine put it there.
     in_force: Option<Input>,
+    /// Every port that is guarded stays guarded, whatever became of the flags of the daemon that guarded it: only a start and a
+    /// reload say anew which ports are.
+    keeps_ports: bool,
     is_daemon: bool,
     _lock: Lock,
 }
@@ -97,6 +100,7 @@ impl Engine {
             warnings,
             maps,
             in_force: None,
+            keeps_ports: true,
             is_daemon: false,
             _lock: lock,
         })
@@ -134,7 +138,8 @@ impl Engine {
         }
         let input = self.input(&self.policy(&self.settings, &self.state)?, &facts)?;
         if self.in_force.as_ref() != Some(&input) {
-            let generation = self.put(input, &self.settings.clone(), &self.state.clone())?;
+            let terms = self.terms(&input, &self.settings, &self.state)?;
+            let generation = self.put(input, terms)?;
             log::debug!("generation {generation:?} follows the network");
         }
         Ok(notes)
@@ -148,13 +153,10 @@ impl Engine {
     /// All rules: the file's, the flags', and those made by command.
     fn policy(&self, settings: &Settings, state: &State) -> Result<Policy, Failure> {
         let mut ports = settings.config.ports.clone();
-        if !self.is_daemon {
-            // A command never opens a port that is guarded, whatever became of the daemon's flags.
-            if let Some(tables) = self.maps.as_ref().map(PolicyMaps::ports_in_force).transpose()? {
-                ports.extend(tables);
-                ports.sort_unstable();
-                ports.dedup();
-            }
+        if let (true, Some(maps)) = (self.keeps_ports, &self.maps) {
+            ports.extend(maps.ports_in_force()?);
+            ports.sort_unstable();
+            ports.dedup();
         }
         Ok(Policy::new(ports, &settings.config.rules, &settings.flag_rules, &state.rules))
     }
@@ -168,15 +170,18 @@ impl Engine {
         })
     }
 
-    /// Compiles and puts in force; `None` while nothing is loaded.
-    fn put(&mut self, input: Input, settings: &Settings, state: &State) -> Result<Option<u64>, Failure> {
-        // Compiled first: a policy that does not compile is refused whether or not something is loaded.
-        let tables = compile::compile(&input)?;
-        let terms = Terms {
+    fn terms(&self, input: &Input, settings: &Settings, state: &State) -> Result<Terms, Failure> {
+        Ok(Terms {
             observe_until_ns: observe_until_ns(settings, state, &self.clock()),
-            flags: self.flags(&input, settings)?,
+            flags: self.flags(input, settings)?,
             rule_count: input.rules.len() as u32,
-        };
+        })
+    }
+
+    /// Compiles and puts in force; `None` while nothing is loaded.
+    fn put(&mut self, input: Input, terms: Terms) -> Result<Option<u64>, Failure> {
+        // A policy that does not compile is refused whether or not something is loaded.
+        let tables = compile::compile(&input)?;
         let Some(maps) = &mut self.maps else {
             return Ok(None);
         };
@@ -221,18 +226,26 @@ impl Engine {
     /// Puts a changed state in force and keeps it. When it can't be kept, what was in force comes back.
     fn change(&mut self, settings: &Settings, mut state: State) -> Result<Option<u64>, Failure> {
         let facts = Facts::gather(&settings.config)?;
-        let policy = self.policy(settings, &state)?;
-        let input = self.input(&policy, &facts)?;
-        let generation = self.put(input, settings, &state)?;
+        let generation = self.put_settings(settings, &state, &facts)?;
         state.newest_time = state.newest_time.max(self.clock().wall);
         if let Err(error) = state.save(&settings.config.paths.state) {
-            let policy = self.policy(&self.settings, &self.state)?;
-            let input = self.input(&policy, &facts)?;
-            self.put(input, &self.settings.clone(), &self.state.clone())?;
+            let (settings, state) = (self.settings.clone(), self.state.clone());
+            self.put_settings(&settings, &state, &facts)?;
             return Err(error.into());
         }
         self.state = state;
         Ok(generation)
+    }
+
+    fn put_settings(
+        &mut self,
+        settings: &Settings,
+        state: &State,
+        facts: &Facts,
+    ) -> Result<Option<u64>, Failure> {
+        let input = self.input(&self.policy(settings, state)?, facts)?;
+        let terms = self.terms(&input, settings, state)?;
+        self.put(input, terms)
     }
 
     fn views(&self, policy: &Policy) -> Result<Vec<RuleView>, Failure> {
@@ -354,11 +367,10 @@ impl Control for Engine {
         let settings = self.settings.reload(&self.place, &self.state.run)?;
         start::check_sessions(&self.newly_guarded(&settings), false)?;
         let mut state = self.state.clone();
-        self.is_daemon = self.is_daemon || self.maps.is_some();
-        start::reserve_ports(&settings, &mut state);
+        self.keeps_ports = false;
+        let mut notes = Vec::from_iter(start::reserve_ports(&settings, &mut state));
         let generation = self.change(&settings, state)?;
         self.settings = settings;
-        let mut notes = Vec::new();
         if self.maps.is_some() {
             let facts = Facts::gather(&self.settings.config)?;
             notes.extend(coverage::cover(&self.pins, &self.settings.config, &facts)?);

@@ -38,6 +38,7 @@ impl Engine {
         let settings = Settings::new(super::settings::load(&self.place)?, &flags)?;
         let mut state = State { run: flags, ..self.state.clone() };
         self.is_daemon = true;
+        self.keeps_ports = false;
         let facts = Facts::gather(&settings.config)?;
         let policy = self.policy(&settings, &state)?;
         policy.check_wide(yes)?;
@@ -51,7 +52,8 @@ impl Engine {
 
         let loaded = load::load(&self.pins)?;
         self.maps = Some(PolicyMaps::open(&self.pins)?);
-        if let Err(failure) = self.put(input, &settings, &state) {
+        let terms = self.terms(&input, &settings, &state)?;
+        if let Err(failure) = self.put(input, terms) {
             if !loaded.adopted {
                 self.maps = None;
                 self.pins.remove_all()?;
