@@ -9,14 +9,17 @@ mod settings;
 mod start;
 mod status;
 
-use std::path::{Path, PathBuf};
+use std::{
+    mem,
+    path::{Path, PathBuf},
+};
 
 use guard_common::{
     abi::{FLAG_BACKSTOP, FLAG_FORWARDED, FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, NO_END},
     packet::Protocol,
     verdict::Hook,
 };
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
 use self::{
     facts::{Facts, documentation_address},
@@ -39,7 +42,7 @@ use crate::{
         probe,
         tables::{PolicyMaps, Terms},
     },
-    policy::{Clock, Policy},
+    policy::{self, Clock, Policy, Sets},
     rule::GuardedPort,
     state::{RunFlags, State},
 };
@@ -65,6 +68,8 @@ pub struct Engine {
     warnings: Vec<String>,
     /// `None` while nothing is loaded.
     maps: Option<PolicyMaps>,
+    /// The sets of files, as they were when they were read.
+    sets: Sets,
     /// What the policy in force was compiled from, where this engine put it there.
     in_force: Option<Input>,
     /// Every port that is guarded stays guarded, whatever became of the flags of the daemon that guarded it: only a start and a
@@ -99,6 +104,7 @@ impl Engine {
             mortal: (!root.outlives_us).then(|| root.note.unwrap_or_default()),
             warnings,
             maps,
+            sets: Sets::default(),
             in_force: None,
             keeps_ports: true,
             is_daemon: false,
@@ -136,7 +142,8 @@ impl Engine {
             notes.push(format!("the network has changed: {after} hooks are in place, {before} were"));
             notes.extend(failures);
         }
-        let input = self.input(&self.policy(&self.settings, &self.state)?, &facts)?;
+        let policy = self.policy(&self.settings, &self.state)?;
+        let input = self.input(&policy, &facts)?;
         if self.in_force.as_ref() != Some(&input) {
             let terms = self.terms(&input, &self.settings, &self.state)?;
             let generation = self.put(input, terms)?;
@@ -158,13 +165,14 @@ impl Engine {
             ports.sort_unstable();
             ports.dedup();
         }
-        Ok(Policy::new(ports, &settings.config.rules, &settings.flag_rules, &state.rules))
+        Ok(Policy::new(ports, [&settings.config.rules, &settings.flag_rules, &state.rules]))
     }
 
-    fn input(&self, policy: &Policy, facts: &Facts) -> Result<Input, Failure> {
+    fn input(&mut self, policy: &Policy, facts: &Facts) -> Result<Input, Failure> {
+        self.sets.complete(&policy.rules)?;
         Ok(Input {
             ports: policy.ports.clone(),
-            rules: policy.input_rules(&facts.lan, &self.clock())?,
+            rules: policy.input_rules(&self.sets, &facts.lan, &self.clock())?,
             local: facts.local.clone(),
             guests: facts.guests.clone(),
         })
@@ -243,14 +251,10 @@ impl Engine {
         state: &State,
         facts: &Facts,
     ) -> Result<Option<u64>, Failure> {
-        let input = self.input(&self.policy(settings, state)?, facts)?;
+        let policy = self.policy(settings, state)?;
+        let input = self.input(&policy, facts)?;
         let terms = self.terms(&input, settings, state)?;
         self.put(input, terms)
-    }
-
-    fn views(&self, policy: &Policy) -> Result<Vec<RuleView>, Failure> {
-        let facts = Facts::gather(&self.settings.config)?;
-        Ok(policy.views(&facts.lan, &self.clock()))
     }
 
     fn changed(&self, generation: Option<u64>, rules: Vec<RuleView>, mut notes: Vec<String>) -> Change {
@@ -269,13 +273,16 @@ impl Control for Engine {
     }
 
     fn rules(&mut self) -> Result<Vec<RuleView>, Failure> {
-        self.views(&self.policy(&self.settings, &self.state)?)
+        let facts = Facts::gather(&self.settings.config)?;
+        let policy = self.policy(&self.settings, &self.state)?;
+        self.sets.complete(&policy.rules)?;
+        Ok(policy.views(&self.sets, &facts.lan, &self.clock()))
     }
 
     fn add_rules(&mut self, request: &AddRules) -> Result<Change, Failure> {
         let mut state = self.state.clone();
         let policy = self.policy(&self.settings, &state)?;
-        let added = policy.add(request, &mut state, &self.clock())?;
+        let added = policy::add(&policy, request, &mut state, &self.clock())?;
         let generation = self.change(&self.settings.clone(), state)?;
         let all = self.rules()?;
         let rules = all.into_iter().filter(|rule| added.ids.contains(&rule.id)).collect();
@@ -286,7 +293,7 @@ impl Control for Engine {
         let mut state = self.state.clone();
         let all = self.rules()?;
         let policy = self.policy(&self.settings, &state)?;
-        let removed = policy.remove(&request.rules, &mut state)?;
+        let removed = policy::remove(&policy, &request.rules, &mut state)?;
         let generation = self.change(&self.settings.clone(), state)?;
         let rules = all.into_iter().filter(|rule| removed.contains(&rule.id)).collect();
         Ok(self.changed(generation, rules, Vec::new()))
@@ -296,7 +303,7 @@ impl Control for Engine {
         let mut state = self.state.clone();
         state.mode = Some(request.mode);
         state.observe_until = match (request.mode, request.for_seconds) {
-            (Mode::Observe, Some(seconds)) => Some(end_after(self.clock().wall, seconds)?),
+            (Mode::Observe, Some(seconds)) => Some(policy::end_after(self.clock().wall, seconds)?),
             (Mode::Observe, None) => None,
             (Mode::Enforce, None) => None,
             (Mode::Enforce, Some(_)) => {
@@ -324,7 +331,7 @@ impl Control for Engine {
         let source = request.source.to_canonical();
         let (_, decisive) = compile::resolve(&input, source, port, probe::boot_ns());
         let decisive = decisive.and_then(|id| {
-            policy.views(&facts.lan, &self.clock()).into_iter().find(|view| view.id == id)
+            policy.views(&self.sets, &facts.lan, &self.clock()).into_iter().find(|view| view.id == id)
         });
 
         let mut oracle = Oracle::open(&self.pins)?;
@@ -367,11 +374,21 @@ impl Control for Engine {
         let settings = self.settings.reload(&self.place, &self.state.run)?;
         start::check_sessions(&self.newly_guarded(&settings), false)?;
         let mut state = self.state.clone();
-        self.keeps_ports = false;
-        let mut notes = Vec::from_iter(start::reserve_ports(&settings, &mut state));
-        let generation = self.change(&settings, state)?;
+        // Only a policy that is in force with the files' new contents makes them the ones to go by.
+        let held = (mem::take(&mut self.sets), mem::replace(&mut self.keeps_ports, false));
+        let generation = match self.change(&settings, state.clone()) {
+            Ok(generation) => generation,
+            Err(failure) => {
+                (self.sets, self.keeps_ports) = held;
+                return Err(failure);
+            }
+        };
         self.settings = settings;
+        let mut notes = Vec::new();
         if self.maps.is_some() {
+            notes.extend(start::reserve_ports(&self.settings, &mut state));
+            self.state.reserved_ports = state.reserved_ports;
+            self.state.save(&self.settings.config.paths.state)?;
             let facts = Facts::gather(&self.settings.config)?;
             notes.extend(coverage::cover(&self.pins, &self.settings.config, &facts)?);
         }
@@ -389,7 +406,7 @@ impl Control for Engine {
         if hooks > 0 {
             lifted.push(format!("{hooks} hooks were taken off; nothing is guarded any more"));
         }
-        let reserved = std::mem::take(&mut self.state.reserved_ports);
+        let reserved = mem::take(&mut self.state.reserved_ports);
         if !reserved.is_empty() {
             reserved_ports::release(&reserved).map_err(|error| {
                 Failure::failed(
@@ -425,19 +442,6 @@ impl Engine {
         let before = &self.settings.config.ports;
         settings.config.ports.iter().filter(|port| !before.contains(port)).copied().collect()
     }
-}
-
-/// The end of something that begins now.
-fn end_after(now: Timestamp, seconds: u64) -> Result<Timestamp, Failure> {
-    i64::try_from(seconds)
-        .ok()
-        .and_then(|seconds| now.checked_add(SignedDuration::from_secs(seconds)).ok())
-        .ok_or_else(|| {
-            Failure::bad_request(
-                format!("{seconds} seconds from now is beyond the calendar"),
-                "Choose a shorter time.",
-            )
-        })
 }
 
 /// See `PolicyHeader::observe_until_ns`. What a command set comes before the flag, and that before the file.

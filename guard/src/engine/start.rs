@@ -17,6 +17,7 @@ use crate::{
         sockets::{self, Peer},
     },
     kernel::{attach::Attacher, load, probe, tables::PolicyMaps},
+    policy,
     rule::GuardedPort,
     startup::{NativeChance, Startup},
     state::{RunFlags, State},
@@ -40,9 +41,11 @@ impl Engine {
         self.is_daemon = true;
         self.keeps_ports = false;
         let facts = Facts::gather(&settings.config)?;
-        let policy = self.policy(&settings, &state)?;
-        policy.check_wide(yes)?;
-        let input = self.input(&policy, &facts)?;
+        let whole = self.policy(&settings, &state)?;
+        for rule in &settings.flag_rules {
+            policy::check_wide(rule.action, &rule.source, yes)?;
+        }
+        let input = self.input(&whole, &facts)?;
         compile::compile(&input)?;
         if self.maps.is_none() {
             check_sessions(&settings.config.ports, yes)?;

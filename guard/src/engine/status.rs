@@ -65,7 +65,11 @@ pub fn status(engine: &Engine) -> Result<Status, Failure> {
         backstop,
         outlives_daemon: engine.mortal.is_none(),
         rules: policy.rules.len(),
-        wide_rules: policy.wide_rules(),
+        wide_rules: policy
+            .wide_rules()
+            .into_iter()
+            .map(|rule| format!("{} (rule {})", rule.source, rule.id))
+            .collect(),
         counters: counters.as_ref().map_or_else(|| Ok(Vec::new()), Counters::totals)?,
         events: counters.as_ref().map_or_else(|| Ok(EventTotals::default()), Counters::events)?,
         version: env!("CARGO_PKG_VERSION").to_owned(),

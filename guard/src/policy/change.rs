@@ -1,0 +1,295 @@
+//! Making and removing rules by command.
+
+use jiff::SignedDuration;
+
+use super::{Clock, Policy, check_wide, denied_by, is_same};
+use crate::{
+    control::{AddRules, Failure},
+    rule::{
+        Action, GuardedPort, Origin, Rule, RuleId, Source, check_action, comment_problem, listed,
+        parse_port_list, quoted,
+    },
+    state::State,
+};
+
+/// Sources one request may name.
+const MAX_SOURCES: usize = 10_000;
+
+/// The rules that a request has made or changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Added {
+    pub ids: Vec<RuleId>,
+    /// Sentences worth knowing.
+    pub notes: Vec<String>,
+}
+
+/// Makes the rules of a request in `state`. `policy` holds all rules that there are.
+///
+/// A rule for the same source and ports that a command has made is renewed; an allow is never shortened.
+///
+/// # Errors
+/// When anything in the request is not well formed, or needs confirmation. `state` may hold part of it then: the caller
+/// hands in a copy.
+pub fn add(
+    policy: &Policy,
+    request: &AddRules,
+    state: &mut State,
+    clock: &Clock,
+) -> Result<Added, Failure> {
+    let ports = ports(policy, &request.ports)?;
+    let until = match request.for_seconds {
+        None => None,
+        Some(seconds) => Some(end_after(clock.wall, seconds)?),
+    };
+    if let Some((what, fix)) = request.comment.as_deref().and_then(comment_problem) {
+        return Err(Failure::bad_request(what, fix));
+    }
+    if request.sources.is_empty() || request.sources.len() > MAX_SOURCES {
+        return Err(Failure::bad_request(
+            format!("{} sources were named", request.sources.len()),
+            format!("Name at least one and at most {MAX_SOURCES}."),
+        ));
+    }
+    let mut added = Added::default();
+    for text in &request.sources {
+        let source: Source = text.parse()?;
+        check_action(request.action, &source)?;
+        check_wide(request.action, &source, request.yes)?;
+        let rule = Rule {
+            id: RuleId::command(state.next_rule),
+            action: request.action,
+            source,
+            ports: ports.clone(),
+            until,
+            comment: request.comment.clone(),
+            origin: Origin::Command,
+        };
+        if let Some(by) = denied_by(&policy.rules, &rule) {
+            added.notes.push(format!("rule {by} denies {} and wins", rule.source));
+        }
+        added.ids.push(put(state, rule, clock, &mut added.notes));
+    }
+    added.ids.dedup();
+    Ok(added)
+}
+
+fn ports(policy: &Policy, texts: &[String]) -> Result<Vec<GuardedPort>, Failure> {
+    let ports = parse_port_list(texts)?;
+    match ports.iter().find(|port| !policy.ports.contains(port)) {
+        Some(port) => Err(Failure::bad_request(
+            format!("port {port} is not guarded, so a rule for it would do nothing"),
+            format!("Name one of {}, or leave the port out.", listed(&policy.ports)),
+        )),
+        None => Ok(ports),
+    }
+}
+
+/// Renews the rule that is there, or makes a new one.
+fn put(state: &mut State, rule: Rule, clock: &Clock, notes: &mut Vec<String>) -> RuleId {
+    // What has ended makes room: it says nothing any more.
+    state.rules.retain(|held| held.until.is_none_or(|until| until > clock.wall));
+    let Some(held) = state.rules.iter_mut().find(|held| is_same(held, &rule)) else {
+        state.next_rule += 1;
+        let id = rule.id.clone();
+        state.rules.push(rule);
+        return id;
+    };
+    let is_shorter = match (held.until, rule.until) {
+        (None, Some(_)) => true,
+        (Some(held), Some(new)) => new < held,
+        (_, None) => false,
+    };
+    if rule.action == Action::Allow && is_shorter {
+        let end = held.until.map_or("has no end".to_owned(), |until| format!("ends at {until}"));
+        notes.push(format!(
+            "rule {} for {} {end}, which is later, and stays as it is: remove it to shorten it",
+            held.id, held.source
+        ));
+    } else {
+        held.until = rule.until;
+    }
+    if rule.comment.is_some() {
+        held.comment = rule.comment;
+    }
+    held.id.clone()
+}
+
+/// Removes rules made by command, by id or by source as typed. Returns their ids.
+///
+/// # Errors
+/// When a word names no rule, several, or one that no command has made. `state` may hold part of it then: the caller hands in a
+/// copy.
+pub fn remove(policy: &Policy, words: &[String], state: &mut State) -> Result<Vec<RuleId>, Failure> {
+    let mut removed = Vec::new();
+    for word in words {
+        let rule = named(policy, word)?;
+        match &rule.origin {
+            Origin::Command => {}
+            Origin::File { file, line } => {
+                return Err(Failure::bad_request(
+                    format!("rule {} stands in {}:{line}", rule.id, file.display()),
+                    "Take it out there, then run `guard reload`.",
+                ));
+            }
+            Origin::Flag => {
+                return Err(Failure::bad_request(
+                    format!("rule {} was given to `guard run`", rule.id),
+                    "Start it again without that flag.",
+                ));
+            }
+        }
+        state.rules.retain(|held| held.id != rule.id);
+        removed.push(rule.id.clone());
+    }
+    removed.dedup();
+    Ok(removed)
+}
+
+fn named<'a>(policy: &'a Policy, word: &str) -> Result<&'a Rule, Failure> {
+    if let Some(rule) = policy.rules.iter().find(|rule| rule.id.0 == word) {
+        return Ok(rule);
+    }
+    let none = || {
+        Failure::bad_request(
+            format!("no rule is called {}", quoted(word)),
+            "`guard rules` lists them with their ids.",
+        )
+    };
+    let source: Source = word.parse().map_err(|_| none())?;
+    let by_source: Vec<&Rule> = policy.rules.iter().filter(|rule| rule.source == source).collect();
+    match by_source[..] {
+        [] => Err(none()),
+        [rule] => Ok(rule),
+        _ => {
+            let ids: Vec<&RuleId> = by_source.iter().map(|rule| &rule.id).collect();
+            Err(Failure::bad_request(
+                format!("{source} is the source of several rules: {}", listed(&ids)),
+                "Name one of them by its id.",
+            ))
+        }
+    }
+}
+
+/// The end of something that begins now.
+///
+/// # Errors
+/// When no calendar holds it.
+pub fn end_after(now: jiff::Timestamp, seconds: u64) -> Result<jiff::Timestamp, Failure> {
+    i64::try_from(seconds)
+        .ok()
+        .and_then(|seconds| now.checked_add(SignedDuration::from_secs(seconds)).ok())
+        .ok_or_else(|| {
+            Failure::bad_request(
+                format!("{seconds} seconds from now is beyond the calendar"),
+                "Choose a shorter time.",
+            )
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::tests::{clock, rule};
+
+    fn request(action: Action, sources: &[&str]) -> AddRules {
+        AddRules {
+            action,
+            sources: sources.iter().map(ToString::to_string).collect(),
+            ports: Vec::new(),
+            for_seconds: None,
+            comment: None,
+            yes: false,
+        }
+    }
+
+    fn policy(state: &State) -> Policy {
+        let file = Rule {
+            origin: Origin::File { file: "/etc/guard/guard.toml".into(), line: 7 },
+            ..rule("f1", Action::Deny, "198.51.100.0/24")
+        };
+        let ports = vec!["11434".parse().unwrap()];
+        Policy::new(ports, [&[file], &[], &state.rules])
+    }
+
+    fn added(state: &mut State, request: &AddRules) -> Result<Added, Failure> {
+        add(&policy(state), request, state, &clock())
+    }
+
+    #[test]
+    fn numbers_are_given_once() {
+        let mut state = State::default();
+        let first = added(&mut state, &request(Action::Allow, &["192.0.2.1", "192.0.2.2"])).unwrap();
+        assert_eq!(first.ids, [RuleId::command(1), RuleId::command(2)]);
+        remove(&policy(&state), &["2".to_owned()], &mut state).unwrap();
+        let second = added(&mut state, &request(Action::Allow, &["192.0.2.3"])).unwrap();
+        assert_eq!(second.ids, [RuleId::command(3)]);
+    }
+
+    #[test]
+    fn an_allow_is_never_shortened_and_a_deny_is() {
+        let mut state = State::default();
+        for (action, source) in [(Action::Allow, "192.0.2.1"), (Action::Deny, "192.0.2.9")] {
+            let long = AddRules { for_seconds: Some(60), ..request(action, &[source]) };
+            added(&mut state, &long).unwrap();
+            let short = AddRules { for_seconds: Some(10), ..request(action, &[source]) };
+            let notes = added(&mut state, &short).unwrap().notes;
+            assert_eq!(notes.len(), usize::from(action == Action::Allow), "{notes:?}");
+        }
+        let left: Vec<i64> = state
+            .rules
+            .iter()
+            .map(|rule| rule.until.unwrap().duration_since(clock().wall).as_secs())
+            .collect();
+        assert_eq!(left, [60, 10]);
+        added(&mut state, &request(Action::Allow, &["192.0.2.1"])).unwrap();
+        assert_eq!(state.rules[0].until, None);
+    }
+
+    #[test]
+    fn a_hidden_allow_is_said() {
+        let mut state = State::default();
+        let notes = added(&mut state, &request(Action::Allow, &["198.51.100.0/24"])).unwrap().notes;
+        assert_eq!(notes, ["rule f1 denies 198.51.100.0/24 and wins"]);
+    }
+
+    #[test]
+    fn what_is_removed_must_be_clear_and_made_by_command() {
+        let mut state = State::default();
+        added(&mut state, &request(Action::Allow, &["192.0.2.1"])).unwrap();
+        added(&mut state, &request(Action::Deny, &["192.0.2.1"])).unwrap();
+        let refused = |state: &mut State, word: &str| {
+            remove(&policy(state), &[word.to_owned()], state).unwrap_err().what
+        };
+        assert!(refused(&mut state, "192.0.2.1").contains("1 and 2"));
+        assert!(refused(&mut state, "f1").contains("/etc/guard/guard.toml:7"));
+        assert!(refused(&mut state, "198.51.100.0/24").contains("guard.toml:7"));
+        assert!(refused(&mut state, "203.0.113.1").contains("203.0.113.1"));
+        assert!(refused(&mut state, "nonsense").contains("nonsense"));
+        assert_eq!(state.rules.len(), 2);
+        assert_eq!(
+            remove(&policy(&state), &["2".to_owned(), "192.0.2.1".to_owned()], &mut state)
+                .unwrap_err()
+                .kind,
+            crate::control::FailureKind::BadRequest
+        );
+    }
+
+    #[test]
+    fn what_is_not_well_formed_is_refused() {
+        let mut state = State::default();
+        let good = request(Action::Allow, &["192.0.2.1"]);
+        let bad = [
+            AddRules { sources: Vec::new(), ..good.clone() },
+            AddRules { sources: vec!["192.0.2.1/24".to_owned()], ..good.clone() },
+            AddRules { ports: vec!["8080".to_owned()], ..good.clone() },
+            AddRules { ports: vec!["x".to_owned()], ..good.clone() },
+            AddRules { comment: Some("a\nb".to_owned()), ..good.clone() },
+            AddRules { for_seconds: Some(u64::MAX), ..good.clone() },
+            AddRules { sources: vec!["0.0.0.0/0".to_owned()], ..good },
+            request(Action::Deny, &["127.0.0.1"]),
+        ];
+        for request in bad {
+            assert!(added(&mut state, &request).is_err(), "{request:?}");
+        }
+    }
+}
