@@ -19,11 +19,12 @@ use tokio::{
 
 use crate::{
     api,
+    config::Config,
     control::{Control, Failure},
     engine::{Engine, Place},
     events::{self, BootClock, Hub},
     host::netlink,
-    kernel::ring::EventRing,
+    kernel::{KernelError, lock::Lock, ring::EventRing},
     output, startup,
     state::RunFlags,
 };
@@ -36,6 +37,7 @@ const SETTLE: Duration = Duration::from_millis(200);
 /// # Errors
 /// When the policy can't be put in force; what was in force before is untouched then.
 pub fn run(place: &Place, flags: RunFlags, yes: bool) -> Result<(), Failure> {
+    refuse_a_second(place)?;
     let mut engine = Engine::open(place)?;
     let message = engine.start(flags, yes)?;
     let ring = EventRing::open(engine.pins())?;
@@ -62,6 +64,18 @@ pub fn run(place: &Place, flags: RunFlags, yes: bool) -> Result<(), Failure> {
         Ended::Stopped => log::warn!("stopped: nothing is enforced any more"),
     }
     Ok(())
+}
+
+/// Says so at once where a daemon answers; one that holds the lock and does not answer is met when the lock is taken.
+fn refuse_a_second(place: &Place) -> Result<(), Failure> {
+    let config = Config::load(&place.config, place.is_named)?;
+    match api::client::Client::connect(&config.paths.socket)? {
+        Some(_) => {
+            let pid = Lock::holder(&config.paths.lock()).unwrap_or_default();
+            Err(KernelError::Locked { pid }.into())
+        }
+        None => Ok(()),
+    }
 }
 
 enum Ended {

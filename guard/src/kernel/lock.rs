@@ -4,11 +4,20 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{Read, Seek, Write},
     path::Path,
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
 
 use super::KernelError;
+
+/// A command holds the lock for well under a second.
+const PATIENCE: Duration = Duration::from_secs(3);
+const RETRY: Duration = Duration::from_millis(50);
 
 /// Held until it is dropped, or the process ends in any way.
 #[derive(Debug)]
@@ -17,7 +26,7 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock at `path`, whose directory is made where it is missing.
+    /// Takes the lock at `path`, whose directory is made where it is missing. A command that holds it for a moment is waited for.
     ///
     /// # Errors
     /// [`KernelError::Locked`] when another process holds it; else when the file can't be had.
@@ -33,12 +42,16 @@ impl Lock {
             .truncate(false)
             .open(path)
             .map_err(failed)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(KernelError::Locked { pid: read_pid(&mut file) });
+        let given_up = Instant::now() + PATIENCE;
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(Errno::WOULDBLOCK) if Instant::now() < given_up => sleep(RETRY),
+                Err(Errno::WOULDBLOCK) => {
+                    return Err(KernelError::Locked { pid: read_pid(&mut file) });
+                }
+                Err(errno) => return Err(failed(errno.into())),
             }
-            Err(errno) => return Err(failed(errno.into())),
         }
         file.set_len(0).map_err(failed)?;
         writeln!(file, "{}", std::process::id()).map_err(failed)?;
@@ -50,7 +63,7 @@ impl Lock {
     pub fn holder(path: &Path) -> Option<u32> {
         let mut file = File::open(path).ok()?;
         match flock(&file, FlockOperation::NonBlockingLockShared) {
-            Err(rustix::io::Errno::WOULDBLOCK) => Some(read_pid(&mut file)),
+            Err(Errno::WOULDBLOCK) => Some(read_pid(&mut file)),
             _ => None,
         }
     }

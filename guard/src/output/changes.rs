@@ -1,8 +1,10 @@
 //! What a change came to.
 
+use std::path::Path;
+
 use super::{
     rules::{self, ends, scope},
-    text::{Page, View, count_of, escaped},
+    text::{Page, View, count, count_of, escaped},
 };
 use crate::{
     control::{Change, Mode, RuleView, SetMode},
@@ -117,6 +119,21 @@ pub fn down(lifted: &[String], view: &View) -> String {
     page.into_text()
 }
 
+/// `guard check`.
+#[must_use]
+pub fn checked(file: &Path, mode: Mode, ports: usize, rules: usize) -> String {
+    let mode = match mode {
+        Mode::Enforce => "enforce",
+        Mode::Observe => "observe",
+    };
+    format!(
+        "{} is valid: mode {mode}, {}, {}\n",
+        escaped(&file.display().to_string()),
+        count(ports as u64, "guarded port"),
+        count(rules as u64, "rule"),
+    )
+}
+
 /// What is worth knowing about a change, as talk.
 #[must_use]
 pub fn notes(notes: &[String]) -> String {
@@ -212,6 +229,14 @@ mod tests {
         assert_eq!(
             down(&["the program on eth0 is gone".to_owned()], &view()),
             "the program on eth0 is gone\ndown: nothing is guarded any more\nnext: guard run\n"
+        );
+    }
+
+    #[test]
+    fn a_valid_configuration_is_summed_up() {
+        assert_eq!(
+            checked(Path::new("/etc/guard/guard.toml"), Mode::Enforce, 1, 2),
+            "/etc/guard/guard.toml is valid: mode enforce, 1 guarded port, 2 rules\n"
         );
     }
 

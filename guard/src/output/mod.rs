@@ -19,7 +19,7 @@ use jiff::{Timestamp, tz::TimeZone};
 use serde::Serialize;
 
 pub use attempts::{attempt, lagged};
-pub use changes::{added, down, mode, notes, reloaded, removed};
+pub use changes::{added, checked, down, mode, notes, reloaded, removed};
 pub use explanation::explanation;
 pub use rules::{ends, rules, scope};
 pub use status::{backstop, interface, status};
@@ -104,11 +104,15 @@ pub fn json(value: &impl Serialize) -> Result<String, Failure> {
     Ok(safe)
 }
 
-/// A failure for people: what failed, and what to do.
+/// A failure for people: what failed, and what to do. A failure of several lines (a configuration's errors) keeps them.
 #[must_use]
 pub fn failure(failure: &Failure, view: &View) -> String {
     let mut page = Page::default();
-    page.line(format!("{} {}", view.bad("error:"), escaped(&failure.what)));
+    let mut lines = failure.what.lines();
+    page.line(format!("{} {}", view.bad("error:"), escaped(lines.next().unwrap_or_default())));
+    for line in lines {
+        page.line(format!("  {}", escaped(line)));
+    }
     if let Some(fix) = &failure.fix {
         page.line(format!("{} {}", view.notable("hint:"), escaped(fix)));
     }
@@ -169,6 +173,11 @@ mod tests {
         assert_eq!(
             failure_json(&refused).unwrap(),
             "{\"error\":\"port 0 can't be guarded\",\"hint\":\"give 1 to 65535\"}\n"
+        );
+        let several = Failure { what: "a:1:2: x\nb\r:3:4: y".into(), ..refused.clone() };
+        assert_eq!(
+            failure(&several, &view()),
+            "error: a:1:2: x\n  b\\u{d}:3:4: y\nhint: give 1 to 65535\n"
         );
         let bare = Failure { fix: None, what: "a\u{1b}b".into(), ..refused };
         assert_eq!(failure(&bare, &view()), "error: a\\u{1b}b\n");
