@@ -40,15 +40,11 @@ pub fn remove(path: &Path) -> io::Result<()> {
         return Ok(());
     };
     if !processes.is_empty() {
-        return Err(io::Error::other(format!(
-            "processes are left in it: {}",
-            processes.trim()
-        )));
+        return Err(io::Error::other(format!("processes are left in it: {}", processes.trim())));
     }
     // A process that has just ended may hold on to its cgroup for a moment.
-    until(
-        &format!("the cgroup {} can be removed", path.display()),
-        || fs::remove_dir(path).is_ok() || !path.exists(),
-    );
+    until(&format!("the cgroup {} can be removed", path.display()), || {
+        fs::remove_dir(path).is_ok() || !path.exists()
+    });
     Ok(())
 }

@@ -42,9 +42,7 @@ pub fn output(command: &mut Command, input: &str) -> Output {
         // A program that ends without reading its input says why by its exit code.
         let _ = pipe.write_all(input.as_bytes());
     }
-    child
-        .wait_with_output()
-        .unwrap_or_else(|error| panic!("`{name}` was lost: {error}"))
+    child.wait_with_output().unwrap_or_else(|error| panic!("`{name}` was lost: {error}"))
 }
 
 /// Whether a program is installed.

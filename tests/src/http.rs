@@ -79,8 +79,5 @@ pub fn send_to_api(socket: &Path, request: &[u8]) -> io::Result<ApiAnswer> {
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     let code = head.split(' ').nth(1).and_then(|code| code.parse().ok());
     let code = code.ok_or_else(|| io::Error::other(format!("not an HTTP answer: {answer:?}")))?;
-    Ok(ApiAnswer {
-        code,
-        body: body.to_owned(),
-    })
+    Ok(ApiAnswer { code, body: body.to_owned() })
 }

@@ -126,10 +126,7 @@ impl Lab {
 
         // A run that was killed may have left a world of this name.
         let leftovers = remove_world(&name);
-        assert!(
-            leftovers.is_empty(),
-            "an earlier run's world can't be removed: {leftovers:?}"
-        );
+        assert!(leftovers.is_empty(), "an earlier run's world can't be removed: {leftovers:?}");
 
         let directory = tempfile::Builder::new()
             .prefix(&format!("{name}-"))
@@ -154,18 +151,8 @@ impl Lab {
         self.add_machine(&self.client);
         self.add_machine(&self.server);
         self.join(
-            Port {
-                machine: &self.client,
-                interface: "eth0",
-                mac: CLIENT_MAC,
-                addresses: CLIENT,
-            },
-            Port {
-                machine: &self.server,
-                interface: "eth0",
-                mac: SERVER_MAC,
-                addresses: SERVER,
-            },
+            Port { machine: &self.client, interface: "eth0", mac: CLIENT_MAC, addresses: CLIENT },
+            Port { machine: &self.server, interface: "eth0", mac: SERVER_MAC, addresses: SERVER },
         );
         // The server's default route is what makes its eth0 an outside interface; the client's leads to the neighbour.
         add_default_route(&self.server, CLIENT);
@@ -234,10 +221,7 @@ impl Lab {
     }
 
     #[track_caller]
-    #[expect(
-        clippy::unused_self,
-        reason = "a machine is made as part of a lab, which removes it"
-    )]
+    #[expect(clippy::unused_self, reason = "a machine is made as part of a lab, which removes it")]
     fn add_machine(&self, machine: &Machine) {
         command::ip(&format!("netns add {}", machine.netns()));
         // Spoofed sources are guard's business here, not the kernel's; and no address waits to be found a duplicate.
@@ -253,10 +237,7 @@ impl Lab {
     }
 
     #[track_caller]
-    #[expect(
-        clippy::unused_self,
-        reason = "a link is made as part of a lab, which removes it"
-    )]
+    #[expect(clippy::unused_self, reason = "a link is made as part of a lab, which removes it")]
     fn join(&self, one: Port, other: Port) {
         command::ip(&format!(
             "link add {} netns {} address {} type veth peer name {} netns {} address {}",
@@ -270,10 +251,7 @@ impl Lab {
         for (here, there) in [(&one, &other), (&other, &one)] {
             let interface = here.interface;
             let Addresses { v4, v6 } = here.addresses;
-            let Addresses {
-                v4: their_v4,
-                v6: their_v6,
-            } = there.addresses;
+            let Addresses { v4: their_v4, v6: their_v6 } = there.addresses;
             let their_mac = mac_text(there.mac);
             // The neighbours are known beforehand, so that no test meets the time it takes to find them.
             here.machine.ip(&format!(
@@ -374,10 +352,7 @@ impl Drop for Lab {
         if problems.is_empty() {
             return;
         }
-        let message = format!(
-            "{} could not be removed without trace: {problems:#?}",
-            self.name
-        );
+        let message = format!("{} could not be removed without trace: {problems:#?}", self.name);
         if thread::panicking() {
             eprintln!("{message}");
         } else {
@@ -403,10 +378,7 @@ struct Port<'a> {
 
 #[track_caller]
 fn add_default_route(machine: &Machine, via: Addresses) {
-    machine.ip(&format!(
-        "route add default via {}\nroute add default via {}\n",
-        via.v4, via.v6
-    ));
+    machine.ip(&format!("route add default via {}\nroute add default via {}\n", via.v4, via.v6));
 }
 
 fn mac_text(mac: Mac) -> String {
@@ -417,21 +389,12 @@ fn mac_text(mac: Mac) -> String {
 fn world_name(test: &str) -> String {
     let readable: String = test
         .chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() {
-                c.to_ascii_lowercase()
-            } else {
-                '-'
-            }
-        })
+        .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
         .take(24)
         .collect();
     let mut hasher = DefaultHasher::new();
     test.hash(&mut hasher);
-    format!(
-        "guard-test-{readable}-{:08x}",
-        hasher.finish() & 0xffff_ffff
-    )
+    format!("guard-test-{readable}-{:08x}", hasher.finish() & 0xffff_ffff)
 }
 
 fn netns(world: &str, machine: &str) -> String {
@@ -484,20 +447,11 @@ mod tests {
 
     #[test]
     fn a_world_has_a_name_of_its_own() {
-        let names = [
-            "deny native",
-            "deny generic",
-            "",
-            &"x".repeat(300),
-            &"x".repeat(301),
-        ];
+        let names = ["deny native", "deny generic", "", &"x".repeat(300), &"x".repeat(301)];
         let worlds = names.map(world_name);
         for (i, world) in worlds.iter().enumerate() {
             assert!(world.len() <= 64, "{world}");
-            assert!(
-                world.chars().all(|c| c.is_ascii_alphanumeric() || c == '-'),
-                "{world}"
-            );
+            assert!(world.chars().all(|c| c.is_ascii_alphanumeric() || c == '-'), "{world}");
             assert!(!worlds[..i].contains(world), "{world}");
         }
     }

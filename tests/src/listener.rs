@@ -78,9 +78,8 @@ impl Listener {
         let text = fs::read_to_string(&self.journal)
             .unwrap_or_else(|error| panic!("{} can't be read: {error}", self.journal.display()));
         let parse = |line: &str| {
-            let peer: SocketAddr = line
-                .parse()
-                .unwrap_or_else(|error| panic!("`{line}` is in the journal: {error}"));
+            let peer: SocketAddr =
+                line.parse().unwrap_or_else(|error| panic!("`{line}` is in the journal: {error}"));
             // A socket of both families shows an IPv4 host as an IPv4-mapped address.
             SocketAddr::new(peer.ip().to_canonical(), peer.port())
         };
@@ -99,10 +98,7 @@ impl Drop for Listener {
 fn program() -> PathBuf {
     let test = std::env::current_exe()
         .unwrap_or_else(|error| panic!("the test's own executable is not known: {error}"));
-    let program = test
-        .ancestors()
-        .nth(2)
-        .map(|directory| directory.join("guard-lab"));
+    let program = test.ancestors().nth(2).map(|directory| directory.join("guard-lab"));
     match program {
         Some(program) if program.exists() => program,
         _ => panic!(

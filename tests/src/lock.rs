@@ -53,25 +53,18 @@ impl MachineLock {
         let (gate, machine) = Self::open();
         // Waits behind a test that waits to be alone: otherwise it might never be its turn.
         drop(gate.locked(FlockOperation::LockShared));
-        Self {
-            _files: vec![machine.locked(FlockOperation::LockShared)],
-        }
+        Self { _files: vec![machine.locked(FlockOperation::LockShared)] }
     }
 
     #[must_use]
     pub fn alone() -> Self {
         let (gate, machine) = Self::open();
         let gate = gate.locked(FlockOperation::LockExclusive);
-        Self {
-            _files: vec![gate, machine.locked(FlockOperation::LockExclusive)],
-        }
+        Self { _files: vec![gate, machine.locked(FlockOperation::LockExclusive)] }
     }
 
     fn open() -> (Opened, Opened) {
-        (
-            Opened::new("guard-test-gate.lock"),
-            Opened::new("guard-test-machine.lock"),
-        )
+        (Opened::new("guard-test-gate.lock"), Opened::new("guard-test-machine.lock"))
     }
 }
 
@@ -83,10 +76,7 @@ struct Opened {
 impl Opened {
     fn new(name: &str) -> Self {
         let path = Path::new(DIRECTORY).join(name);
-        Self {
-            file: open(&path),
-            path,
-        }
+        Self { file: open(&path), path }
     }
 
     fn locked(self, operation: FlockOperation) -> File {

@@ -62,9 +62,7 @@ impl Machine {
                     .unwrap_or_else(|error| panic!("{} can't be entered: {error}", self.netns));
                 work()
             });
-            worker
-                .join()
-                .unwrap_or_else(|panic| panic::resume_unwind(panic))
+            worker.join().unwrap_or_else(|panic| panic::resume_unwind(panic))
         })
     }
 
@@ -104,9 +102,7 @@ impl Machine {
     pub fn sysctl(&self, name: &str) -> String {
         let path = format!("/proc/sys/{name}");
         let text = self.inside(|| fs::read_to_string(&path));
-        text.unwrap_or_else(|error| panic!("{path} can't be read: {error}"))
-            .trim()
-            .to_owned()
+        text.unwrap_or_else(|error| panic!("{path} can't be read: {error}")).trim().to_owned()
     }
 
     #[track_caller]

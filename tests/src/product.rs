@@ -148,12 +148,7 @@ pub struct Guard<'lab> {
 impl<'lab> Guard<'lab> {
     #[track_caller]
     pub(crate) fn new(lab: &'lab Lab, attach: Attach, configuration: &str) -> Self {
-        let guard = Self {
-            lab,
-            attach,
-            daemon: RefCell::new(None),
-            own_cgroup: true,
-        };
+        let guard = Self { lab, attach, daemon: RefCell::new(None), own_cgroup: true };
         guard.configure(configuration);
         guard
     }
@@ -171,11 +166,7 @@ impl<'lab> Guard<'lab> {
     #[track_caller]
     pub fn configure(&self, lines: &str) {
         let cgroup = self.own_cgroup.then(|| self.lab.cgroup());
-        let text = format!(
-            "attach = \"{}\"\n{lines}\n{}",
-            self.attach,
-            paths(self.lab, cgroup)
-        );
+        let text = format!("attach = \"{}\"\n{lines}\n{}", self.attach, paths(self.lab, cgroup));
         let path = self.configuration();
         fs::write(&path, text)
             .unwrap_or_else(|error| panic!("{} can't be written: {error}", path.display()));
@@ -208,19 +199,11 @@ impl<'lab> Guard<'lab> {
     #[track_caller]
     pub fn start_with(&self, flags: &[&str]) {
         let pid = self.spawn(flags);
-        until(
-            &format!("guard is in force; it said: {}", self.log()),
-            || {
-                assert!(
-                    self.daemon_runs(),
-                    "`guard run` ended; it said:\n{}",
-                    self.log()
-                );
-                let answer = self.ask(&["status", "--json"]);
-                serde_json::from_str(&answer.output)
-                    .is_ok_and(|status| self.is_in_force(&status, pid))
-            },
-        );
+        until(&format!("guard is in force; it said: {}", self.log()), || {
+            assert!(self.daemon_runs(), "`guard run` ended; it said:\n{}", self.log());
+            let answer = self.ask(&["status", "--json"]);
+            serde_json::from_str(&answer.output).is_ok_and(|status| self.is_in_force(&status, pid))
+        });
     }
 
     #[track_caller]
@@ -248,10 +231,7 @@ impl<'lab> Guard<'lab> {
     }
 
     fn is_in_force(&self, status: &Status, pid: u32) -> bool {
-        let covered = self
-            .attach
-            .covered()
-            .is_none_or(|hook| covered(status, "eth0", hook));
+        let covered = self.attach.covered().is_none_or(|hook| covered(status, "eth0", hook));
         status.daemon == Some(pid)
             && status.enforcement != Enforcement::None
             && status.backstop.attached
@@ -260,9 +240,7 @@ impl<'lab> Guard<'lab> {
 
     fn daemon_runs(&self) -> bool {
         let mut daemon = self.daemon.borrow_mut();
-        daemon
-            .as_mut()
-            .is_some_and(|daemon| matches!(daemon.try_wait(), Ok(None)))
+        daemon.as_mut().is_some_and(|daemon| matches!(daemon.try_wait(), Ok(None)))
     }
 
     /// What the daemon has said so far, and those before it.
@@ -298,9 +276,7 @@ impl<'lab> Guard<'lab> {
     #[track_caller]
     fn signal(&self, signal: Signal) {
         let daemon = self.daemon.borrow();
-        let daemon = daemon
-            .as_ref()
-            .unwrap_or_else(|| panic!("no daemon was started"));
+        let daemon = daemon.as_ref().unwrap_or_else(|| panic!("no daemon was started"));
         kill_process(Pid::from_child(daemon), signal)
             .unwrap_or_else(|error| panic!("the daemon can't be sent {signal:?}: {error}"));
     }
@@ -372,9 +348,7 @@ impl<'lab> Guard<'lab> {
     #[track_caller]
     pub fn generation(&self) -> u64 {
         let status = self.status();
-        status
-            .generation
-            .unwrap_or_else(|| panic!("no policy is in force: {status:#?}"))
+        status.generation.unwrap_or_else(|| panic!("no policy is in force: {status:#?}"))
     }
 
     #[must_use]
@@ -403,11 +377,7 @@ impl<'lab> Guard<'lab> {
         let what = format!("{packets} packets are counted as {verdict} {reason} at {hook}");
         until(&what, || self.counted(hook, verdict, reason) >= packets);
         let status = self.status();
-        assert_eq!(
-            counted(&status, hook, verdict, reason),
-            packets,
-            "{what}: {status:#?}"
-        );
+        assert_eq!(counted(&status, hook, verdict, reason), packets, "{what}: {status:#?}");
     }
 }
 
@@ -438,10 +408,7 @@ pub fn counted(status: &Status, hook: &str, verdict: &str, reason: &str) -> u64 
 /// Whether an interface is covered in this way.
 #[must_use]
 pub fn covered(status: &Status, interface: &str, hook: &str) -> bool {
-    let interface = status
-        .interfaces
-        .iter()
-        .find(|candidate| candidate.name == interface);
+    let interface = status.interfaces.iter().find(|candidate| candidate.name == interface);
     interface.is_some_and(|interface| interface.hook.as_deref() == Some(hook))
 }
 
@@ -466,10 +433,7 @@ impl Follower {
             thread::spawn(move || {
                 for line in BufReader::new(output).lines().map_while(Result::ok) {
                     let line = serde_json::from_str(&line).unwrap_or(Value::String(line));
-                    lines
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .push(line);
+                    lines.lock().unwrap_or_else(PoisonError::into_inner).push(line);
                 }
             });
         }
@@ -484,12 +448,7 @@ impl Follower {
             serde_json::from_value(line.clone())
                 .unwrap_or_else(|error| panic!("no attempt: {error}: {line}"))
         };
-        self.lines
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter()
-            .map(parse)
-            .collect()
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner).iter().map(parse).collect()
     }
 }
 
@@ -527,14 +486,8 @@ fn finish(command: &mut Command, arguments: &[&str]) -> Answer {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap_or_else(|error| panic!("`{words}` can't be started: {error}"));
-    let output = child
-        .stdout
-        .take()
-        .map(|pipe| thread::spawn(|| read_all(pipe)));
-    let errors = child
-        .stderr
-        .take()
-        .map(|pipe| thread::spawn(|| read_all(pipe)));
+    let output = child.stdout.take().map(|pipe| thread::spawn(|| read_all(pipe)));
+    let errors = child.stderr.take().map(|pipe| thread::spawn(|| read_all(pipe)));
     let deadline = Instant::now() + PATIENCE;
     let status = loop {
         match child.try_wait() {
@@ -550,16 +503,9 @@ fn finish(command: &mut Command, arguments: &[&str]) -> Answer {
         }
     };
     let text = |reader: Option<thread::JoinHandle<String>>| {
-        reader
-            .and_then(|reader| reader.join().ok())
-            .unwrap_or_default()
+        reader.and_then(|reader| reader.join().ok()).unwrap_or_default()
     };
-    Answer {
-        command: words,
-        code: status.code(),
-        output: text(output),
-        errors: text(errors),
-    }
+    Answer { command: words, code: status.code(), output: text(output), errors: text(errors) }
 }
 
 fn read_all(mut pipe: impl std::io::Read) -> String {
@@ -577,11 +523,7 @@ fn binary() -> PathBuf {
         )
     };
     // Relative to where cargo was called, not to this crate, it would mean something else.
-    assert!(
-        path.is_absolute(),
-        "GUARD_BIN={} is not an absolute path",
-        path.display()
-    );
+    assert!(path.is_absolute(), "GUARD_BIN={} is not an absolute path", path.display());
     assert!(path.exists(), "GUARD_BIN={} does not exist", path.display());
     path
 }
@@ -608,14 +550,10 @@ fn paths(lab: &Lab, cgroup: Option<&Path>) -> String {
 /// Whether anything is pinned below a directory.
 #[must_use]
 pub fn has_pins(directory: &Path) -> bool {
-    fs::read_dir(directory)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .any(|entry| {
-            let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
-            !is_directory || has_pins(&entry.path())
-        })
+    fs::read_dir(directory).into_iter().flatten().flatten().any(|entry| {
+        let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        !is_directory || has_pins(&entry.path())
+    })
 }
 
 /// Lifts what a test has left in force, with a configuration that no test has touched.
@@ -629,10 +567,7 @@ pub(crate) fn lift(lab: &Lab) -> Result<(), String> {
         return Err(format!("`guard down` failed: {errors}"));
     }
     if has_pins(&lab.pins()) {
-        return Err(format!(
-            "`guard down` has left pins in {}",
-            lab.pins().display()
-        ));
+        return Err(format!("`guard down` has left pins in {}", lab.pins().display()));
     }
     Ok(())
 }

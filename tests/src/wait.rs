@@ -15,10 +15,7 @@ const INTERVAL: Duration = Duration::from_millis(40);
 pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds() {
-        assert!(
-            Instant::now() < deadline,
-            "after {PATIENCE:?} it still is not so that {what}"
-        );
+        assert!(Instant::now() < deadline, "after {PATIENCE:?} it still is not so that {what}");
         thread::sleep(INTERVAL);
     }
 }

@@ -41,10 +41,7 @@ impl Wire {
     pub fn open(machine: &Machine, interface: &str, from: Mac, to: Mac) -> Self {
         let socket = machine.inside(|| packet_socket(interface));
         let socket = socket.unwrap_or_else(|error| {
-            panic!(
-                "{interface} of {} can't be opened: {error}",
-                machine.netns()
-            )
+            panic!("{interface} of {} can't be opened: {error}", machine.netns())
         });
         Self { socket, from, to }
     }
@@ -85,10 +82,7 @@ fn packet_socket(interface: &str) -> io::Result<OwnedFd> {
     let socket = rustix::net::socket(AddressFamily::PACKET, SocketType::RAW, None)?;
     let index = netdevice::name_to_index(socket.as_fd(), interface)?;
     let address = libc::sockaddr_ll {
-        sll_family: libc::AF_PACKET
-            .cast_unsigned()
-            .try_into()
-            .map_err(io::Error::other)?,
+        sll_family: libc::AF_PACKET.cast_unsigned().try_into().map_err(io::Error::other)?,
         sll_protocol: 0,
         sll_ifindex: index.try_into().map_err(io::Error::other)?,
         sll_hatype: 0,
@@ -96,9 +90,7 @@ fn packet_socket(interface: &str) -> io::Result<OwnedFd> {
         sll_halen: 0,
         sll_addr: [0; 8],
     };
-    let length = size_of::<libc::sockaddr_ll>()
-        .try_into()
-        .map_err(io::Error::other)?;
+    let length = size_of::<libc::sockaddr_ll>().try_into().map_err(io::Error::other)?;
     // SAFETY: `address` is a whole `sockaddr_ll` that lives across the call, `length` is its size, and the descriptor is open.
     let bound = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
     if bound != 0 {
@@ -124,13 +116,9 @@ pub fn syn(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
 
 #[track_caller]
 fn syn_with_data(from: SocketAddr, to: SocketAddr, data: &[u8]) -> Vec<u8> {
-    let packet = ip(from.ip(), to.ip())
-        .tcp(from.port(), to.port(), 1, 1024)
-        .syn();
+    let packet = ip(from.ip(), to.ip()).tcp(from.port(), to.port(), 1, 1024).syn();
     let mut bytes = Vec::new();
-    packet
-        .write(&mut bytes, data)
-        .unwrap_or_else(|error| panic!("no SYN can be made: {error}"));
+    packet.write(&mut bytes, data).unwrap_or_else(|error| panic!("no SYN can be made: {error}"));
     bytes
 }
 
@@ -174,9 +162,7 @@ fn ip(from: IpAddr, to: IpAddr) -> PacketBuilderStep<IpHeaders> {
 /// Cuts an IP packet without options or extension headers in two, `at` bytes (a multiple of 8) behind its IP header.
 #[track_caller]
 fn fragments(packet: &[u8], at: usize) -> [Vec<u8>; 2] {
-    let offset = u16::try_from(at / 8)
-        .ok()
-        .and_then(|offset| IpFragOffset::try_new(offset).ok());
+    let offset = u16::try_from(at / 8).ok().and_then(|offset| IpFragOffset::try_new(offset).ok());
     let offset = offset.unwrap_or_else(|| panic!("{at} is too far for a fragment"));
     let cut = match packet[0] >> 4 {
         6 => fragments_v6(packet, at, offset),
@@ -202,10 +188,7 @@ fn fragments_v4(packet: &[u8], at: usize, offset: IpFragOffset) -> anyhow::Resul
         bytes.extend(payload);
         anyhow::Ok(bytes)
     };
-    Ok([
-        part(front, IpFragOffset::ZERO, true)?,
-        part(back, offset, false)?,
-    ])
+    Ok([part(front, IpFragOffset::ZERO, true)?, part(back, offset, false)?])
 }
 
 fn fragments_v6(packet: &[u8], at: usize, offset: IpFragOffset) -> anyhow::Result<[Vec<u8>; 2]> {
@@ -214,10 +197,7 @@ fn fragments_v6(packet: &[u8], at: usize, offset: IpFragOffset) -> anyhow::Resul
     let part = |payload: &[u8], fragment_offset, more_fragments| {
         let fragment =
             Ipv6FragmentHeader::new(whole.next_header, fragment_offset, more_fragments, 7);
-        let mut header = Ipv6Header {
-            next_header: ip_number::IPV6_FRAG,
-            ..whole.clone()
-        };
+        let mut header = Ipv6Header { next_header: ip_number::IPV6_FRAG, ..whole.clone() };
         header.set_payload_length(Ipv6FragmentHeader::LEN + payload.len())?;
         let mut bytes = Vec::new();
         header.write(&mut bytes)?;
@@ -225,21 +205,14 @@ fn fragments_v6(packet: &[u8], at: usize, offset: IpFragOffset) -> anyhow::Resul
         bytes.extend(payload);
         anyhow::Ok(bytes)
     };
-    Ok([
-        part(front, IpFragOffset::ZERO, true)?,
-        part(back, offset, false)?,
-    ])
+    Ok([part(front, IpFragOffset::ZERO, true)?, part(back, offset, false)?])
 }
 
 /// A TCP packet whose header says that it is shorter than a TCP header can be (RFC 9293 section 3.1: the data offset).
 #[must_use]
 #[track_caller]
 pub fn with_short_tcp_header(mut packet: Vec<u8>) -> Vec<u8> {
-    let transport = if packet[0] >> 4 == 6 {
-        Ipv6Header::LEN
-    } else {
-        Ipv4Header::MIN_LEN
-    };
+    let transport = if packet[0] >> 4 == 6 { Ipv6Header::LEN } else { Ipv4Header::MIN_LEN };
     packet[transport + 12] = 4 << 4;
     packet
 }

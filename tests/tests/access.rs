@@ -14,10 +14,7 @@ use guard_tests::{
     wire,
 };
 
-on_each_hook!(
-    an_outsider_meets_silence,
-    [auto, native, generic, tcx, clsact, socket]
-);
+on_each_hook!(an_outsider_meets_silence, [auto, native, generic, tcx, clsact, socket]);
 fn an_outsider_meets_silence(attach: Attach) {
     let lab = Lab::new(&format!("an_outsider_meets_silence {attach}"));
     let listener = lab.serve();
@@ -28,16 +25,8 @@ fn an_outsider_meets_silence(attach: Attach) {
         lab.client.expect_silence(server);
     }
 
-    assert_eq!(
-        listener.reached_by().len(),
-        1,
-        "only the call from before guard was there"
-    );
-    assert!(
-        guard.counted(attach.hook(), "drop", "no-rule") >= 2,
-        "{:#?}",
-        guard.status()
-    );
+    assert_eq!(listener.reached_by().len(), 1, "only the call from before guard was there");
+    assert!(guard.counted(attach.hook(), "drop", "no-rule") >= 2, "{:#?}", guard.status());
 }
 
 on_each_hook!(an_allowed_source_gets_in_from_its_next_packet);
@@ -61,11 +50,7 @@ fn an_allowed_source_gets_in_from_its_next_packet(attach: Attach) {
     for server in SERVER_TO_NEIGHBOUR.at(OLLAMA) {
         neighbour.expect_silence(server);
     }
-    assert!(
-        guard.counted(attach.hook(), "pass", "allowed") > 0,
-        "{:#?}",
-        guard.status()
-    );
+    assert!(guard.counted(attach.hook(), "pass", "allowed") > 0, "{:#?}", guard.status());
 }
 
 on_each_hook!(a_removed_allow_shuts_out_again);
@@ -92,11 +77,7 @@ fn the_most_specific_rule_wins(attach: Attach) {
     for server in SERVER.at(OLLAMA) {
         lab.client.expect_silence(server);
     }
-    assert!(
-        guard.counted(attach.hook(), "drop", "denied") >= 2,
-        "{:#?}",
-        guard.status()
-    );
+    assert!(guard.counted(attach.hook(), "drop", "denied") >= 2, "{:#?}", guard.status());
 
     guard.tell(&["allow", "10.77.0.1", "fd77::1"]);
     for server in SERVER.at(OLLAMA) {
@@ -147,10 +128,7 @@ fn other_ports_are_left_alone(attach: Attach) {
     lab.client.expect_refusal(SERVER.v4_at(9));
 
     let status = guard.status();
-    assert!(
-        status.counters.iter().all(|counter| counter.packets == 0),
-        "{status:#?}"
-    );
+    assert!(status.counters.iter().all(|counter| counter.packets == 0), "{status:#?}");
 }
 
 on_each_hook!(a_guarded_udp_port_is_closed);
@@ -163,11 +141,7 @@ fn a_guarded_udp_port_is_closed(attach: Attach) {
         assert_eq!(lab.client.call_udp(server), Reply::Silent);
         assert_eq!(lab.server.call_udp(server), Reply::Answered);
     }
-    assert_eq!(
-        listener.reached_by().len(),
-        2,
-        "the server's own datagrams only"
-    );
+    assert_eq!(listener.reached_by().len(), 2, "the server's own datagrams only");
     guard.expect_counted(attach.hook(), "drop", "no-rule", 2);
 
     guard.tell(&["allow", "10.77.0.1"]);
@@ -188,15 +162,10 @@ fn the_host_and_its_containers_stay_in(attach: Attach) {
         }
     }
     lab.server.expect_answer(([127, 0, 0, 1], OLLAMA).into());
-    lab.server
-        .expect_answer(([0, 0, 0, 0, 0, 0, 0, 1], OLLAMA).into());
+    lab.server.expect_answer(([0, 0, 0, 0, 0, 0, 0, 1], OLLAMA).into());
 
     lab.client.expect_silence(SERVER.v4_at(OLLAMA));
-    assert!(
-        guard.counted("cgroup", "pass", "local") > 0,
-        "{:#?}",
-        guard.status()
-    );
+    assert!(guard.counted("cgroup", "pass", "local") > 0, "{:#?}", guard.status());
 }
 
 on_each_hook!(a_service_in_a_container_is_guarded);
@@ -212,12 +181,7 @@ fn a_service_in_a_container_is_guarded(attach: Attach) {
         lab.client.expect_silence(address);
         lab.server.expect_answer(address);
     }
-    assert_eq!(
-        listener.reached_by().len(),
-        3,
-        "{:?}",
-        listener.reached_by()
-    );
+    assert_eq!(listener.reached_by().len(), 3, "{:?}", listener.reached_by());
 
     guard.tell(&["allow", "10.77.0.1"]);
     lab.client.expect_answer(CONTAINER.v4_at(OLLAMA));
@@ -235,11 +199,7 @@ fn a_denied_container_is_shut_out(attach: Attach) {
     container.expect_silence(BRIDGE.v4_at(OLLAMA));
     container.expect_answer(BRIDGE.v6_at(OLLAMA));
     lab.server.expect_answer(BRIDGE.v4_at(OLLAMA));
-    assert!(
-        guard.counted("cgroup", "drop", "denied") > 0,
-        "{:#?}",
-        guard.status()
-    );
+    assert!(guard.counted("cgroup", "drop", "denied") > 0, "{:#?}", guard.status());
 }
 
 #[test]
@@ -255,41 +215,17 @@ fn containers_are_no_local_source_where_only_the_host_is() {
     }
 }
 
-on_each_hook!(
-    a_spoofed_local_source_is_dropped,
-    [native, generic, tcx, clsact]
-);
+on_each_hook!(a_spoofed_local_source_is_dropped, [native, generic, tcx, clsact]);
 fn a_spoofed_local_source_is_dropped(attach: Attach) {
     let lab = Lab::new(&format!("a_spoofed_local_source_is_dropped {attach}"));
     let _container = lab.add_container();
     let _listener = lab.serve();
     let guard = lab.start_guard(attach, "");
     // No rule lets a spoofed source in.
-    guard.tell(&[
-        "allow",
-        "172.30.0.0/24",
-        "10.77.0.0/24",
-        "fd77::/64",
-        "fd30::/64",
-    ]);
+    guard.tell(&["allow", "172.30.0.0/24", "10.77.0.0/24", "fd77::/64", "fd30::/64"]);
 
-    let v4 = [
-        "127.0.0.1",
-        "10.77.0.2",
-        "172.30.0.2",
-        "172.30.0.77",
-        "0.0.0.0",
-        "224.0.0.1",
-    ];
-    let v6 = [
-        "::1",
-        "fd77::2",
-        "fd30::2",
-        "::ffff:10.77.0.1",
-        "::ffff:127.0.0.1",
-        "::",
-        "ff02::1",
-    ];
+    let v4 = ["127.0.0.1", "10.77.0.2", "172.30.0.2", "172.30.0.77", "0.0.0.0", "224.0.0.1"];
+    let v6 = ["::1", "fd77::2", "fd30::2", "::ffff:10.77.0.1", "::ffff:127.0.0.1", "::", "ff02::1"];
     let wire = lab.wire();
     for source in v4 {
         wire.send(&wire::syn(socket_address(source), SERVER.v4_at(OLLAMA)));
@@ -298,28 +234,19 @@ fn a_spoofed_local_source_is_dropped(attach: Attach) {
         wire.send(&wire::syn(socket_address(source), SERVER.v6_at(OLLAMA)));
     }
 
-    guard.expect_counted(
-        attach.hook(),
-        "drop",
-        "spoofed",
-        (v4.len() + v6.len()) as u64,
-    );
+    guard.expect_counted(attach.hook(), "drop", "spoofed", (v4.len() + v6.len()) as u64);
     assert_eq!(lab.server.half_open_connections(OLLAMA), 0);
     lab.client.expect_answer(SERVER.v4_at(OLLAMA));
 }
 
-on_each_hook!(
-    loopback_is_no_destination_from_outside,
-    [native, generic, tcx, clsact]
-);
+on_each_hook!(loopback_is_no_destination_from_outside, [native, generic, tcx, clsact]);
 fn loopback_is_no_destination_from_outside(attach: Attach) {
     let lab = Lab::new(&format!("loopback_is_no_destination {attach}"));
     let _listener = lab.serve();
     let guard = lab.start_guard(attach, "");
     guard.tell(&["allow", "10.77.0.0/24", "fd77::/64"]);
     // The kernel would let 127.0.0.0/8 in from outside now.
-    lab.server
-        .set_sysctl("net/ipv4/conf/eth0/route_localnet", "1");
+    lab.server.set_sysctl("net/ipv4/conf/eth0/route_localnet", "1");
 
     let wire = lab.wire();
     let loopback = ["127.0.0.1", "::1"].map(|address| {
@@ -349,16 +276,10 @@ fn what_is_merely_forwarded_is_other_traffic(attach: Attach) {
         lab.client.expect_answer(address);
     }
     let status = guard.status();
-    assert!(
-        status.counters.iter().all(|counter| counter.packets == 0),
-        "{status:#?}"
-    );
+    assert!(status.counters.iter().all(|counter| counter.packets == 0), "{status:#?}");
 }
 
-on_each_hook!(
-    forwarded_packets_are_judged_where_it_is_asked_for,
-    [native, generic, tcx, clsact]
-);
+on_each_hook!(forwarded_packets_are_judged_where_it_is_asked_for, [native, generic, tcx, clsact]);
 fn forwarded_packets_are_judged_where_it_is_asked_for(attach: Attach) {
     let lab = Lab::new(&format!("forwarded_packets_are_judged {attach}"));
     let neighbour = lab.add_neighbour();
@@ -380,56 +301,32 @@ fn chosen_interfaces_never_narrow_what_is_guarded() {
     let guard = lab.start_guard(Attach::Tcx, "interfaces = [\"eth0\"]");
 
     lab.client.expect_silence(SERVER.v4_at(OLLAMA));
-    assert!(
-        guard.counted("tcx", "drop", "no-rule") > 0,
-        "{:#?}",
-        guard.status()
-    );
+    assert!(guard.counted("tcx", "drop", "no-rule") > 0, "{:#?}", guard.status());
 
     neighbour.expect_silence(SERVER_TO_NEIGHBOUR.v4_at(OLLAMA));
-    assert!(
-        guard.counted("cgroup", "drop", "no-rule") > 0,
-        "{:#?}",
-        guard.status()
-    );
+    assert!(guard.counted("cgroup", "drop", "no-rule") > 0, "{:#?}", guard.status());
 }
 
-on_each_hook!(
-    an_interface_that_comes_later_is_covered,
-    [native, generic, tcx, clsact]
-);
+on_each_hook!(an_interface_that_comes_later_is_covered, [native, generic, tcx, clsact]);
 fn an_interface_that_comes_later_is_covered(attach: Attach) {
     let lab = Lab::new(&format!("an_interface_that_comes_later {attach}"));
     let _listener = lab.serve();
     let guard = lab.start_guard(attach, "");
-    let hook = guard
-        .status()
-        .interfaces
-        .iter()
-        .find(|i| i.name == "eth0")
-        .and_then(|i| i.hook.clone());
+    let hook =
+        guard.status().interfaces.iter().find(|i| i.name == "eth0").and_then(|i| i.hook.clone());
     let hook = hook.unwrap_or_default();
 
     let neighbour = lab.add_neighbour();
     // Until the NIC's hook is there, the backstop is.
     neighbour.expect_silence(SERVER_TO_NEIGHBOUR.v4_at(OLLAMA));
-    until("eth1 is covered too", || {
-        covered(&guard.status(), "eth1", &hook)
-    });
+    until("eth1 is covered too", || covered(&guard.status(), "eth1", &hook));
 
     let before = guard.counted(attach.hook(), "drop", "no-rule");
     neighbour.expect_silence(SERVER_TO_NEIGHBOUR.v6_at(OLLAMA));
-    assert!(
-        guard.counted(attach.hook(), "drop", "no-rule") > before,
-        "{:#?}",
-        guard.status()
-    );
+    assert!(guard.counted(attach.hook(), "drop", "no-rule") > before, "{:#?}", guard.status());
 }
 
-on_each_hook!(
-    an_address_that_comes_later_is_guarded,
-    [native, tcx, socket]
-);
+on_each_hook!(an_address_that_comes_later_is_guarded, [native, tcx, socket]);
 fn an_address_that_comes_later_is_guarded(attach: Attach) {
     let lab = Lab::new(&format!("an_address_that_comes_later {attach}"));
     let _listener = lab.serve();
@@ -437,8 +334,7 @@ fn an_address_that_comes_later_is_guarded(attach: Attach) {
 
     lab.server.ip("address add 10.77.0.9/24 dev eth0\n");
     let later = ([10, 77, 0, 9], OLLAMA).into();
-    lab.client
-        .ip("neighbour add 10.77.0.9 lladdr 02:00:00:00:77:02 dev eth0 nud permanent\n");
+    lab.client.ip("neighbour add 10.77.0.9 lladdr 02:00:00:00:77:02 dev eth0 nud permanent\n");
     // Until it has been learnt, the backstop guards it.
     lab.client.expect_silence(later);
     lab.server.expect_answer(later);
@@ -501,10 +397,7 @@ fn malformed_packets_are_dropped_or_left_to_the_backstop(attach: Attach) {
     }
     guard.expect_counted(attach.hook(), "drop", "malformed", 2);
 
-    wire.send(&wire::with_short_ipv4_header(wire::syn(
-        CLIENT.v4_at(4243),
-        SERVER.v4_at(OLLAMA),
-    )));
+    wire.send(&wire::with_short_ipv4_header(wire::syn(CLIENT.v4_at(4243), SERVER.v4_at(OLLAMA))));
     guard.expect_counted(attach.hook(), "pass", "malformed", 1);
 
     wire.send(&wire::syn(CLIENT.v4_at(4244), SERVER.v4_at(OLLAMA))[..22]);
@@ -529,23 +422,14 @@ fn a_transparent_proxy_is_no_way_in(attach: Attach) {
            }\n\
          }\n",
     );
-    lab.server
-        .ip("rule add fwmark 1 lookup 100\nroute add local default dev lo table 100\n");
+    lab.server.ip("rule add fwmark 1 lookup 100\nroute add local default dev lo table 100\n");
     lab.client.expect_answer(SERVER.v4_at(8080));
     let guard = lab.start_guard(attach, "");
 
     // The packet says 8080, the socket that takes it is Ollama's.
     lab.client.expect_silence(SERVER.v4_at(8080));
-    assert_eq!(
-        listener.reached_by().len(),
-        1,
-        "only the call from before guard was there"
-    );
-    assert!(
-        guard.counted("cgroup", "drop", "no-rule") > 0,
-        "{:#?}",
-        guard.status()
-    );
+    assert_eq!(listener.reached_by().len(), 1, "only the call from before guard was there");
+    assert!(guard.counted("cgroup", "drop", "no-rule") > 0, "{:#?}", guard.status());
 
     guard.tell(&["allow", "10.77.0.1"]);
     lab.client.expect_answer(SERVER.v4_at(8080));
@@ -575,22 +459,10 @@ fn a_published_port_is_no_way_in(attach: Attach) {
 
     // Published under another number, it is only at the container's socket that the packet is for a guarded port.
     lab.client.expect_silence(SERVER.v4_at(8081));
-    assert!(
-        guard.counted("cgroup", "drop", "no-rule") > 0,
-        "{:#?}",
-        guard.status()
-    );
+    assert!(guard.counted("cgroup", "drop", "no-rule") > 0, "{:#?}", guard.status());
     lab.client.expect_silence(SERVER.v4_at(OLLAMA));
-    assert!(
-        guard.counted(attach.hook(), "drop", "no-rule") > 0,
-        "{:#?}",
-        guard.status()
-    );
-    assert_eq!(
-        listener.reached_by().len(),
-        2,
-        "only the calls from before guard was there"
-    );
+    assert!(guard.counted(attach.hook(), "drop", "no-rule") > 0, "{:#?}", guard.status());
+    assert_eq!(listener.reached_by().len(), 2, "only the calls from before guard was there");
 
     guard.tell(&["allow", "10.77.0.1"]);
     lab.client.expect_answer(SERVER.v4_at(8081));
@@ -609,19 +481,14 @@ fn an_open_connection_falls_silent(attach: Attach) {
     let limit = std::time::Duration::from_millis(800);
     assert!(connection.set_read_timeout(Some(limit)).is_ok());
     let asked = guard_tests::http::ask(&mut connection);
-    assert!(
-        asked.is_err(),
-        "an open connection was answered after arming"
-    );
-    until(
-        "the message names the peer, and the command that keeps it",
-        || guard.log().contains("guard allow 10.77.0.1"),
-    );
+    assert!(asked.is_err(), "an open connection was answered after arming");
+    until("the message names the peer, and the command that keeps it", || {
+        guard.log().contains("guard allow 10.77.0.1")
+    });
 }
 
 fn socket_address(address: &str) -> std::net::SocketAddr {
-    let address: std::net::IpAddr = address
-        .parse()
-        .unwrap_or_else(|error| panic!("{address} is no address: {error}"));
+    let address: std::net::IpAddr =
+        address.parse().unwrap_or_else(|error| panic!("{address} is no address: {error}"));
     (address, 4242).into()
 }

@@ -67,22 +67,15 @@ fn an_attempt_is_reported_as_it_was(attach: Attach) {
     let events = guard.follow();
 
     let wire = lab.wire();
-    let senders = [
-        (wire::stranger_v4(9), 4242).into(),
-        (wire::stranger_v6(9), 4243).into(),
-    ];
+    let senders = [(wire::stranger_v4(9), 4242).into(), (wire::stranger_v6(9), 4243).into()];
     for (sender, server) in senders.into_iter().zip(SERVER.at(OLLAMA)) {
         wire.send(&wire::syn(sender, server));
     }
-    until("both attempts are reported", || {
-        events.attempts().len() >= 2
-    });
+    until("both attempts are reported", || events.attempts().len() >= 2);
 
     for (sender, (server, bytes)) in senders.iter().zip(SERVER.at(OLLAMA).iter().zip([40, 60])) {
         let attempts = events.attempts();
-        let attempt = attempts
-            .iter()
-            .find(|attempt| attempt.source == sender.ip());
+        let attempt = attempts.iter().find(|attempt| attempt.source == sender.ip());
         let attempt = attempt.unwrap_or_else(|| panic!("{sender} is not in {attempts:#?}"));
         let expected = Attempt {
             time: attempt.time,
@@ -120,10 +113,9 @@ fn a_source_that_goes_on_is_reported_with_all_it_sent_meanwhile() {
     let attempts = events.attempts();
     assert_eq!(attempts[0].packets, 1, "{attempts:#?}");
     assert!(attempts[1].packets > 1, "{attempts:#?}");
-    until(
-        "everything sent is reported or said to be unreported",
-        || accounted(&events, &guard.status()) == u64::from(sent),
-    );
+    until("everything sent is reported or said to be unreported", || {
+        accounted(&events, &guard.status()) == u64::from(sent)
+    });
 }
 
 #[test]
@@ -148,33 +140,20 @@ fn explain_agrees_with_what_happens(attach: Attach) {
     let container = lab.add_container();
     let _listener = lab.serve();
     let guard = lab.start_guard(attach, "");
-    let places: &[&str] = if attach == Attach::Socket {
-        &["socket"]
-    } else {
-        &["eth0", "socket"]
-    };
+    let places: &[&str] = if attach == Attach::Socket { &["socket"] } else { &["eth0", "socket"] };
     let before = guard.status();
 
     // Nobody has allowed the client.
     for source in [CLIENT.v4.to_string(), CLIENT.v6.to_string()] {
         for place in places {
-            assert_eq!(
-                explained(&guard, &source, place),
-                ("drop".into(), Some("no-rule".into()))
-            );
+            assert_eq!(explained(&guard, &source, place), ("drop".into(), Some("no-rule".into())));
         }
     }
     // A container reaches the socket; its address in a packet from outside is spoofed.
     let source = CONTAINER.v4.to_string();
-    assert_eq!(
-        explained(&guard, &source, "socket"),
-        ("pass".into(), Some("local".into()))
-    );
+    assert_eq!(explained(&guard, &source, "socket"), ("pass".into(), Some("local".into())));
     if attach != Attach::Socket {
-        assert_eq!(
-            explained(&guard, &source, "eth0"),
-            ("drop".into(), Some("spoofed".into()))
-        );
+        assert_eq!(explained(&guard, &source, "eth0"), ("drop".into(), Some("spoofed".into())));
     }
     let after = guard.status();
     assert_eq!(after.counters, before.counters, "explaining was counted");
@@ -189,18 +168,10 @@ fn explain_agrees_with_what_happens(attach: Attach) {
     let rule = guard.rules()[0].id.clone();
     for place in places {
         let source = CLIENT.v4.to_string();
-        assert_eq!(
-            explained(&guard, &source, place),
-            ("pass".into(), Some("allowed".into()))
-        );
+        assert_eq!(explained(&guard, &source, place), ("pass".into(), Some("allowed".into())));
         let explanation = guard.explain(&source, "11434");
-        let there = explanation
-            .places
-            .iter()
-            .find(|candidate| candidate.place == *place);
-        let named = there
-            .and_then(|there| there.rule.as_ref())
-            .map(|rule| &rule.id);
+        let there = explanation.places.iter().find(|candidate| candidate.place == *place);
+        let named = there.and_then(|there| there.rule.as_ref()).map(|rule| &rule.id);
         assert_eq!(named, Some(&rule), "{explanation:#?}");
     }
     assert_eq!(lab.client.call(SERVER.v4_at(OLLAMA)), Reply::Answered);
@@ -208,20 +179,14 @@ fn explain_agrees_with_what_happens(attach: Attach) {
     guard.tell(&["deny", "10.77.0.1"]);
     for place in places {
         let source = CLIENT.v4.to_string();
-        assert_eq!(
-            explained(&guard, &source, place),
-            ("drop".into(), Some("denied".into()))
-        );
+        assert_eq!(explained(&guard, &source, place), ("drop".into(), Some("denied".into())));
     }
     lab.client.expect_silence(SERVER.v4_at(OLLAMA));
 
     guard.tell(&["observe"]);
     for place in places {
         let source = CLIENT.v4.to_string();
-        assert_eq!(
-            explained(&guard, &source, place),
-            ("would-drop".into(), Some("denied".into()))
-        );
+        assert_eq!(explained(&guard, &source, place), ("would-drop".into(), Some("denied".into())));
     }
     lab.client.expect_answer(SERVER.v4_at(OLLAMA));
 }
@@ -251,11 +216,7 @@ fn many_sources() -> impl Iterator<Item = SocketAddr> {
 fn send_all(lab: &Lab, senders: impl Iterator<Item = SocketAddr>) {
     let wire = lab.wire();
     for sender in senders {
-        let server = if sender.is_ipv4() {
-            SERVER.v4_at(OLLAMA)
-        } else {
-            SERVER.v6_at(OLLAMA)
-        };
+        let server = if sender.is_ipv4() { SERVER.v4_at(OLLAMA) } else { SERVER.v6_at(OLLAMA) };
         wire.send(&wire::syn(sender, server));
     }
 }
@@ -270,30 +231,20 @@ fn expect_all_counted(guard: &Guard<'_>, events: &Follower, hook: &str, verdict:
     let attempts = events.attempts();
     assert!(!attempts.is_empty());
     for attempt in &attempts {
-        assert_eq!(
-            (attempt.hook.as_str(), attempt.verdict.as_str()),
-            (hook, verdict)
-        );
+        assert_eq!((attempt.hook.as_str(), attempt.verdict.as_str()), (hook, verdict));
     }
 }
 
 /// Packets that attempts hold, and those that none does.
 fn accounted(events: &Follower, status: &Status) -> u64 {
-    let reported: u64 = events
-        .attempts()
-        .iter()
-        .map(|attempt| attempt.packets)
-        .sum();
+    let reported: u64 = events.attempts().iter().map(|attempt| attempt.packets).sum();
     reported + status.events.unreported
 }
 
 #[track_caller]
 fn explained(guard: &Guard<'_>, source: &str, place: &str) -> (String, Option<String>) {
     let explanation = guard.explain(source, "11434");
-    let there = explanation
-        .places
-        .iter()
-        .find(|candidate| candidate.place == place);
+    let there = explanation.places.iter().find(|candidate| candidate.place == place);
     let there = there.unwrap_or_else(|| panic!("{place} is not in {explanation:#?}"));
     (there.verdict.clone(), there.reason.clone())
 }

@@ -64,14 +64,8 @@ fn a_wider_allow_does_not_outlive_its_own_end() {
     guard.tell(&["allow", "10.77.0.0/24", "--for", A_WHILE]);
     lab.client.expect_answer(SERVER.v4_at(OLLAMA));
     let denied = guard.counted("tcx", "drop", "denied");
-    until("the wider deny holds again", || {
-        lab.client.call(SERVER.v4_at(OLLAMA)) == Reply::Silent
-    });
-    assert!(
-        guard.counted("tcx", "drop", "denied") > denied,
-        "{:#?}",
-        guard.status()
-    );
+    until("the wider deny holds again", || lab.client.call(SERVER.v4_at(OLLAMA)) == Reply::Silent);
+    assert!(guard.counted("tcx", "drop", "denied") > denied, "{:#?}", guard.status());
 }
 
 #[test]
@@ -108,10 +102,7 @@ fn observing_lets_everything_in_and_counts_it(attach: Attach) {
     let status = guard.status();
     assert_eq!(status.mode, Mode::Observe);
     assert!(status.observe_until.is_some(), "{status:#?}");
-    assert!(
-        guard.counted(attach.hook(), "would-drop", "no-rule") > 0,
-        "{status:#?}"
-    );
+    assert!(guard.counted(attach.hook(), "would-drop", "no-rule") > 0, "{status:#?}");
 
     guard.tell(&["enforce"]);
     lab.client.expect_silence(SERVER.v4_at(OLLAMA));

@@ -36,10 +36,7 @@ fn everyone_reaches_an_unguarded_server() {
     let callers = listener.reached_by();
     assert_eq!(callers.len(), 10, "{callers:?}");
     for machine in [CLIENT, SERVER, NEIGHBOUR, CONTAINER] {
-        let calls = callers
-            .iter()
-            .filter(|caller| machine.has(caller.ip()))
-            .count();
+        let calls = callers.iter().filter(|caller| machine.has(caller.ip())).count();
         assert!(calls >= 2, "{machine:?} is not among {callers:?}");
     }
 }
@@ -65,8 +62,7 @@ fn replies_tell_a_closed_port_from_a_silent_one() {
     lab.client.expect_refusal(SERVER.v4_at(OLLAMA));
     // Nobody has this address: the server's answer goes nowhere.
     let nobody: SocketAddr = ([10, 77, 0, 99], OLLAMA).into();
-    lab.client
-        .ip("neighbour add 10.77.0.99 lladdr 02:00:00:00:00:99 dev eth0 nud permanent\n");
+    lab.client.ip("neighbour add 10.77.0.99 lladdr 02:00:00:00:00:99 dev eth0 nud permanent\n");
     assert_eq!(lab.client.call(nobody), Reply::Silent);
 }
 
@@ -86,10 +82,7 @@ fn packets_made_by_hand_reach_the_listener() {
     let _listener = lab.serve();
     let wire = lab.wire();
     let strangers = |port: u16| -> [SocketAddr; 2] {
-        [
-            (wire::stranger_v4(1), port).into(),
-            (wire::stranger_v6(1), port).into(),
-        ]
+        [(wire::stranger_v4(1), port).into(), (wire::stranger_v6(1), port).into()]
     };
     let mut expected = 0;
     let mut expect_more = |packets: usize| {

@@ -84,20 +84,12 @@ fn a_killed_daemon_changes_nothing(attach: Attach) {
         lab.server.expect_answer(server);
     }
     neighbour.expect_answer(guard_tests::lab::SERVER_TO_NEIGHBOUR.v4_at(OLLAMA));
-    assert_eq!(
-        listener.reached_by().len(),
-        3,
-        "{:?}",
-        listener.reached_by()
-    );
+    assert_eq!(listener.reached_by().len(), 3, "{:?}", listener.reached_by());
     let status = guard.status();
     assert_eq!(status.daemon, None);
     assert_ne!(status.enforcement, Enforcement::None, "{status:#?}");
     assert!(status.outlives_daemon, "{status:#?}");
-    assert!(
-        counted(&status, attach.hook(), "drop", "no-rule") >= 2,
-        "{status:#?}"
-    );
+    assert!(counted(&status, attach.hook(), "drop", "no-rule") >= 2, "{status:#?}");
 
     // Rules are made the same way, and hold at once.
     guard.tell(&["allow", "10.77.0.1"]);
@@ -114,11 +106,7 @@ fn a_stopped_daemon_says_that_the_port_stays_closed() {
     guard.stop();
 
     lab.client.expect_silence(SERVER.v4_at(OLLAMA));
-    assert!(
-        guard.log()[said..].contains("guard down"),
-        "{}",
-        guard.log()
-    );
+    assert!(guard.log()[said..].contains("guard down"), "{}", guard.log());
 }
 
 on_each_hook!(a_restart_leaves_no_gap);
@@ -147,9 +135,7 @@ fn a_restart_leaves_no_gap(attach: Attach) {
         guard.stop();
         guard.start();
         drop(end);
-        sender
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     });
 
     // The counters were kept, and every packet met the same hook throughout.
@@ -182,10 +168,7 @@ fn a_restart_can_change_the_hook() {
         let guard = lab.start_guard(attach, "");
         let before = guard.counted(attach.hook(), "drop", "no-rule");
         lab.client.expect_silence(SERVER.v4_at(OLLAMA));
-        assert!(
-            guard.counted(attach.hook(), "drop", "no-rule") > before,
-            "{attach}"
-        );
+        assert!(guard.counted(attach.hook(), "drop", "no-rule") > before, "{attach}");
         guard.kill();
     }
 }
@@ -212,22 +195,11 @@ fn the_start_is_told() {
     let lab = Lab::new("the_start_is_told");
     let listener = lab.serve();
     let guard = lab.start_guard(Attach::Auto, "[[rule]]\nallow = \"192.0.2.0/24\"");
-    until("the start-up message is whole", || {
-        guard.log().contains("guard events --follow")
-    });
+    until("the start-up message is whole", || guard.log().contains("guard events --follow"));
 
     let log = guard.log();
-    for word in [
-        "11434",
-        "eth0",
-        "guard-lab",
-        &listener.pid().to_string(),
-        "guard down",
-    ] {
-        assert!(
-            log.contains(word),
-            "{word} is not in the start-up message:\n{log}"
-        );
+    for word in ["11434", "eth0", "guard-lab", &listener.pid().to_string(), "guard down"] {
+        assert!(log.contains(word), "{word} is not in the start-up message:\n{log}");
     }
     // What native XDP would cost on this link, and how to ask for it.
     assert!(log.contains("--attach native"), "{log}");
@@ -267,9 +239,7 @@ fn a_bad_file_changes_nothing() {
     guard.configure("[[rule]]\nallow = \"10.77.0.1/24\"");
     guard.hang_up();
     // The rule's source stands on the third line, behind `attach` and `[[rule]]`.
-    until("the file's fault is named", || {
-        guard.log()[said..].contains("guard.toml:3:")
-    });
+    until("the file's fault is named", || guard.log()[said..].contains("guard.toml:3:"));
     guard.expect_refusal(&["reload"], &["guard.toml:3:", "10.77.0.1/24"]);
 
     assert_eq!(guard.generation(), generation);
@@ -287,10 +257,8 @@ fn sets_are_read_again_on_a_reload() {
     let _listener = lab.serve();
     let office = lab.directory().join("office.txt");
     write(&office, "# the office\n192.0.2.0/24\n");
-    let guard = lab.start_guard(
-        Attach::Tcx,
-        &format!("[[rule]]\nallow = \"@{}\"", office.display()),
-    );
+    let guard =
+        lab.start_guard(Attach::Tcx, &format!("[[rule]]\nallow = \"@{}\"", office.display()));
     lab.client.expect_silence(SERVER.v4_at(OLLAMA));
 
     write(&office, "192.0.2.0/24\n10.77.0.0/24\nfd77::/64\n");
@@ -321,10 +289,7 @@ fn the_lan_is_what_is_on_link() {
     }
     neighbour.expect_answer(guard_tests::lab::SERVER_TO_NEIGHBOUR.v4_at(OLLAMA));
     // Private, and not on any link of the server.
-    lab.wire().send(&wire::syn(
-        ([10, 99, 0, 1], 4242).into(),
-        SERVER.v4_at(OLLAMA),
-    ));
+    lab.wire().send(&wire::syn(([10, 99, 0, 1], 4242).into(), SERVER.v4_at(OLLAMA)));
     guard.expect_counted("tcx", "drop", "no-rule", 1);
 }
 
@@ -350,11 +315,7 @@ fn rules_are_kept_over_down_and_run() {
     }
     let kept = guard.rules();
     assert_eq!(kept.len(), 2, "{kept:#?}");
-    assert!(
-        kept.iter()
-            .any(|rule| rule.comment.as_deref() == Some("the office")),
-        "{kept:#?}"
-    );
+    assert!(kept.iter().any(|rule| rule.comment.as_deref() == Some("the office")), "{kept:#?}");
 }
 
 #[test]
@@ -375,10 +336,7 @@ fn flags_hold_for_one_run() {
 
 #[test]
 fn a_torn_state_file_is_kept_aside_and_opens_nothing() {
-    for (torn, text) in [
-        ("torn", None),
-        ("foreign", Some("These are not the rules.\n")),
-    ] {
+    for (torn, text) in [("torn", None), ("foreign", Some("These are not the rules.\n"))] {
         let lab = Lab::new(&format!("a_torn_state_file {torn}"));
         let _listener = lab.serve();
         let guard = lab.start_guard(Attach::Tcx, "");
@@ -395,11 +353,7 @@ fn a_torn_state_file_is_kept_aside_and_opens_nothing() {
 
         lab.client.expect_silence(SERVER.v4_at(OLLAMA));
         assert!(guard.rules().is_empty(), "{:#?}", guard.rules());
-        assert!(
-            guard.log()[said..].contains("state.json"),
-            "{}",
-            guard.log()
-        );
+        assert!(guard.log()[said..].contains("state.json"), "{}", guard.log());
         let aside: Vec<String> = files_in(&guard.state())
             .iter()
             .filter_map(|path| fs::read_to_string(path).ok())

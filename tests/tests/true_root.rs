@@ -34,16 +34,8 @@ fn the_root_backstop_guards_every_namespace() {
         lab.client.expect_silence(address);
     }
     assert_eq!((here.reached_by().len(), there.reached_by().len()), (2, 2));
-    assert!(
-        guard.counted("tcx", "drop", "no-rule") >= 2,
-        "{:#?}",
-        guard.status()
-    );
-    assert!(
-        guard.counted("cgroup", "drop", "no-rule") >= 2,
-        "{:#?}",
-        guard.status()
-    );
+    assert!(guard.counted("tcx", "drop", "no-rule") >= 2, "{:#?}", guard.status());
+    assert!(guard.counted("cgroup", "drop", "no-rule") >= 2, "{:#?}", guard.status());
     for address in SERVER.at(OLLAMA) {
         lab.server.expect_answer(address);
     }

@@ -20,9 +20,7 @@ fn main() -> Result<()> {
     let [service, address, cgroup, journal] = arguments.as_slice() else {
         bail!("usage: guard-lab http|http-transparent|echo ADDRESS CGROUP JOURNAL");
     };
-    let address = address
-        .parse()
-        .with_context(|| format!("{address} is not an address"))?;
+    let address = address.parse().with_context(|| format!("{address} is not an address"))?;
     let cgroup = Path::new(cgroup).join("cgroup.procs");
     fs::write(&cgroup, process::id().to_string())
         .with_context(|| format!("{} can't be written", cgroup.display()))?;
@@ -58,9 +56,7 @@ fn bind_http(address: SocketAddr, transparent: bool) -> Result<TcpListener> {
         socket.set_ip_transparent_v4(true)?;
     }
     socket.set_reuse_address(true)?;
-    socket
-        .bind(&address.into())
-        .with_context(|| format!("{address} can't be bound"))?;
+    socket.bind(&address.into()).with_context(|| format!("{address} can't be bound"))?;
     socket.listen(1024)?;
     Ok(socket.into())
 }
@@ -79,11 +75,8 @@ fn serve_http(listener: &TcpListener, journal: &Journal) -> Result<()> {
 
 /// Answers every request of a connection.
 fn answer(mut stream: TcpStream) -> io::Result<()> {
-    let answer = format!(
-        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{}",
-        http::BODY.len(),
-        http::BODY
-    );
+    let answer =
+        format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{}", http::BODY.len(), http::BODY);
     let mut request = Vec::new();
     let mut buffer = [0; 1024];
     loop {
