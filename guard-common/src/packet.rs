@@ -119,3 +119,33 @@ pub enum Known {
     /// The addresses and the protocol.
     Protocol,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_pinned() {
+        assert_eq!([Family::V4 as u8, Family::V6 as u8], [4, 6]);
+        assert_eq!([Family::V4.bits(), Family::V6.bits()], [32, 128]);
+        assert_eq!([Protocol::Tcp as u8, Protocol::Udp as u8], [6, 17]);
+    }
+
+    #[test]
+    fn only_known_numbers_are_read() {
+        for number in 0..=u8::MAX {
+            let family = match number {
+                4 => Some(Family::V4),
+                6 => Some(Family::V6),
+                _ => None,
+            };
+            assert_eq!(Family::from_number(number), family);
+            let protocol = match number {
+                6 => Some(Protocol::Tcp),
+                17 => Some(Protocol::Udp),
+                _ => None,
+            };
+            assert_eq!(Protocol::from_number(number), protocol);
+        }
+    }
+}

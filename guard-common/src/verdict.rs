@@ -183,18 +183,13 @@ fn guarded_port<P: Rules>(packet: &Packet, port: u16, policy: &P) -> Option<Port
     policy.guarded(packet.protocol, packet.family, &packet.destination, port)
 }
 
+/// A packet to a guarded port.
 #[inline(always)]
 fn decided<P: Rules>(outcome: Outcome, packet: &Packet, port: PortIndex, policy: &P) -> Decision {
-    if is_loopback(packet.family, &packet.destination) {
-        return stopped(Reason::Spoofed, policy);
-    }
-    if is_transit(packet, policy) {
-        return Decision::NotOurs;
-    }
-    let source = policy.lookup(packet.family, &packet.source);
-    if is_spoofed(packet, source) {
-        return stopped(Reason::Spoofed, policy);
-    }
+    let source = match by_addresses(packet, policy) {
+        Ok(source) => source,
+        Err(decision) => return decision,
+    };
     if matches!(outcome, Outcome::Broken) {
         return stopped(Reason::Malformed, policy);
     }
@@ -202,6 +197,9 @@ fn decided<P: Rules>(outcome: Outcome, packet: &Packet, port: PortIndex, policy:
 }
 
 /// A packet that can't be read to its ports: the backstop's business where there is one.
+///
+/// A spoofed one is not left to it. At the socket an own address or a container's is local, and nothing there says
+/// by which way the packet came.
 #[inline(always)]
 fn undecided<P: Rules>(reason: Reason, known: Known, packet: &Packet, policy: &P) -> Decision {
     let may_be_guarded = match known {
@@ -213,13 +211,31 @@ fn undecided<P: Rules>(reason: Reason, known: Known, packet: &Packet, policy: &P
     if !may_be_guarded {
         return Decision::NotOurs;
     }
-    if !matches!(known, Known::Nothing) && is_transit(packet, policy) {
-        return Decision::NotOurs;
+    if !matches!(known, Known::Nothing)
+        && let Err(decision) = by_addresses(packet, policy)
+    {
+        return decision;
     }
     if policy.has_backstop() {
         return Decision::Judged(Verdict::Pass, reason);
     }
     stopped(reason, policy)
+}
+
+/// What the addresses of a packet from outside decide before any rule; else the source's entry, for the rules.
+#[inline(always)]
+fn by_addresses<P: Rules>(packet: &Packet, policy: &P) -> Result<SourceValue, Decision> {
+    if is_loopback(packet.family, &packet.destination) {
+        return Err(stopped(Reason::Spoofed, policy));
+    }
+    if is_transit(packet, policy) {
+        return Err(Decision::NotOurs);
+    }
+    let source = policy.lookup(packet.family, &packet.source);
+    if is_spoofed(packet, source) {
+        return Err(stopped(Reason::Spoofed, policy));
+    }
+    Ok(source)
 }
 
 #[inline(always)]
@@ -276,13 +292,17 @@ fn is_loopback(family: Family, address: &AddressBytes) -> bool {
 }
 
 /// A destination that is this host's without being one of its addresses: multicast, broadcast, and
-/// IPv6 link-local, which no router forwards (RFC 4291 section 2.5.6).
+/// link-local, which no router forwards (RFC 3927 section 2.7, RFC 4291 section 2.5.6).
+///
+/// The kernel takes 0.0.0.0 for a broadcast when the source is 0.0.0.0 too, and refuses it otherwise
+/// (`ip_route_input_slow` in `net/ipv4/route.c`).
 #[inline(always)]
 fn is_for_every_host(family: Family, address: &AddressBytes) -> bool {
     match family {
-        Family::V4 => {
-            matches!(address[0], 224..=239) || matches!(address, [255, 255, 255, 255, ..])
-        }
+        Family::V4 => matches!(
+            address,
+            [224..=239, ..] | [169, 254, ..] | [255, 255, 255, 255, ..] | [0, 0, 0, 0, ..]
+        ),
         Family::V6 => address[0] == 0xff || (address[0] == 0xfe && address[1] & 0xc0 == 0x80),
     }
 }
@@ -298,3 +318,6 @@ fn starts_with_zeros(address: &AddressBytes, count: usize) -> bool {
     }
     true
 }
+
+#[cfg(test)]
+mod tests;
