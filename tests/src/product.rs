@@ -4,6 +4,7 @@ use std::{
     cell::RefCell,
     fmt, fs,
     io::{BufRead, BufReader},
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex, PoisonError},
@@ -199,8 +200,12 @@ impl<'lab> Guard<'lab> {
     #[track_caller]
     pub fn start_with(&self, flags: &[&str]) {
         let pid = self.spawn(flags);
-        until(&format!("guard is in force; it said: {}", self.log()), || {
+        until("guard is in force", || {
             assert!(self.daemon_runs(), "`guard run` ended; it said:\n{}", self.log());
+            // Asked before the daemon answers, `status` would look at pins and state by itself, beside it.
+            if UnixStream::connect(self.socket()).is_err() {
+                return false;
+            }
             let answer = self.ask(&["status", "--json"]);
             serde_json::from_str(&answer.output).is_ok_and(|status| self.is_in_force(&status, pid))
         });
