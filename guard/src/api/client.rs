@@ -3,7 +3,6 @@
 use std::{
     io,
     ops::ControlFlow,
-    os::unix,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -15,6 +14,7 @@ use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, runtime::Runtime, time::timeout};
 
+use super::{Presence, presence};
 use crate::{
     control::{
         AddRules, Change, Control, Explain, Explanation, Failure, FailureKind, RemoveRules,
@@ -43,16 +43,15 @@ impl Client {
     /// # Errors
     /// When the caller may not open the socket, or the system refuses.
     pub fn connect(socket: &Path) -> Result<Option<Self>, Failure> {
-        match unix::net::UnixStream::connect(socket) {
-            Ok(_) => {}
-            Err(error) if is_absence(&error) => return Ok(None),
-            Err(error) => return Err(cannot_connect(socket, &error)),
+        match presence(socket).map_err(|error| cannot_connect(socket, &error))? {
+            Presence::Listening => {}
+            Presence::Nobody => return Ok(None),
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(
             |error| {
                 Failure::failed(
                     format!("the client could not be started: {error}"),
-                    "look for limits on processes and open files (ulimit -a)",
+                    "Look for limits on processes and open files (ulimit -a).",
                 )
             },
         )?;
@@ -122,7 +121,7 @@ impl Client {
         let body = serde_json::to_vec(request).map_err(|error| {
             Failure::failed(
                 format!("the request can't be written as JSON: {error}"),
-                "report this as an error of guard",
+                "Report this as an error of guard.",
             )
         })?;
         self.ask(method, path, body.into())
@@ -163,23 +162,18 @@ impl Control for Client {
     }
 }
 
-/// No socket there, or nobody behind it.
-fn is_absence(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
-}
-
 fn cannot_connect(socket: &Path, error: &io::Error) -> Failure {
     let socket = socket.display();
     if error.kind() == io::ErrorKind::PermissionDenied {
         return Failure {
             kind: FailureKind::Forbidden,
             what: format!("the daemon's socket {socket} needs root or the group guard"),
-            fix: Some("run the command as root, with sudo for example".to_owned()),
+            fix: Some("Run the command as root, with sudo for example.".to_owned()),
         };
     }
     Failure::failed(
         format!("the daemon's socket {socket} can't be opened: {error}"),
-        "look whether the daemon is well, and whether the path is right ([paths] socket)",
+        "Look whether the daemon is well, and whether the path is right ([paths] socket).",
     )
 }
 
@@ -204,7 +198,7 @@ async fn send(
         .map_err(|error| {
             Failure::failed(
                 format!("the request can't be written: {error}"),
-                "report this as an error of guard",
+                "Report this as an error of guard.",
             )
         })?;
     sender.send_request(request).await.map_err(broken_off)
@@ -219,7 +213,7 @@ async fn in_time<T>(answer: impl Future<Output = Result<T, Failure>>) -> Result<
     timeout(ANSWER_TIME, answer).await.unwrap_or_else(|_| {
         Err(Failure::failed(
             format!("the daemon did not answer within {} seconds", ANSWER_TIME.as_secs()),
-            "try again; if it stays so, restart the daemon: the kernel goes on enforcing meanwhile",
+            "Try again; if it stays so, restart the daemon: the kernel goes on enforcing meanwhile.",
         ))
     })
 }
@@ -227,14 +221,14 @@ async fn in_time<T>(answer: impl Future<Output = Result<T, Failure>>) -> Result<
 fn broken_off(error: impl std::fmt::Display) -> Failure {
     Failure::failed(
         format!("the daemon broke off its answer: {error}"),
-        "look at its log, and ask again (guard status)",
+        "Look at its log, and ask again (guard status).",
     )
 }
 
 fn not_understood(error: &serde_json::Error) -> Failure {
     Failure::failed(
         format!("the daemon's answer was not understood: {error}"),
-        "restart the daemon: it may be of another version (guard --version)",
+        "Restart the daemon: it may be of another version (guard --version).",
     )
 }
 
@@ -243,7 +237,7 @@ fn failure_in(status: hyper::StatusCode, body: &[u8]) -> Failure {
     serde_json::from_slice(body).unwrap_or_else(|_| {
         Failure::failed(
             format!("the daemon answered with HTTP status {status}"),
-            "restart the daemon: it may be of another version (guard --version)",
+            "Restart the daemon: it may be of another version (guard --version).",
         )
     })
 }
@@ -332,7 +326,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("guard.sock");
         assert!(Client::connect(&socket).unwrap().is_none(), "no socket");
-        drop(unix::net::UnixListener::bind(&socket).unwrap());
+        drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
         assert!(Client::connect(&socket).unwrap().is_none(), "a socket that nobody listens on");
     }
 

@@ -41,6 +41,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+use super::{Presence, presence};
 use crate::{
     control::{AddRules, Control, Explain, Failure, FailureKind, RemoveRules, SetMode},
     events::{Follower, Hub, Line},
@@ -71,17 +72,19 @@ pub type SharedControl = Arc<Mutex<dyn Control + Send>>;
 
 /// Binds the socket, for root and the group `guard` (root alone where there is no such group).
 ///
-/// Makes the directory where there is none. A socket that nobody answers on is replaced. Must be called within a
+/// Makes the directory where there is none. A socket that nobody listens on is replaced. Must be called within a
 /// runtime.
 ///
 /// # Errors
-/// When somebody answers there, something else than a socket has that name, or the system refuses.
+/// When somebody listens there, something else than a socket has that name, or the system refuses.
 pub fn bind(path: &Path) -> io::Result<UnixListener> {
     let group = guard_group();
     if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty())
         && !directory.exists()
     {
         fs::DirBuilder::new().recursive(true).mode(0o750).create(directory)?;
+        // The umask may have taken the group's part away.
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o750))?;
         std::os::unix::fs::chown(directory, None, group)?;
     }
     refuse_unless_stale(path)?;
@@ -120,10 +123,11 @@ fn refuse_unless_stale(path: &Path) -> io::Result<()> {
             "something that is not a socket has this name",
         ));
     }
-    match std::os::unix::net::UnixStream::connect(path) {
-        Ok(_) => Err(io::Error::new(io::ErrorKind::AddrInUse, "another process answers there")),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
-        Err(error) => Err(error),
+    match presence(path)? {
+        Presence::Listening => {
+            Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens there"))
+        }
+        Presence::Nobody => Ok(()),
     }
 }
 
@@ -276,7 +280,7 @@ async fn authorise(
     Problem::from(Failure {
         kind: FailureKind::Forbidden,
         what: format!("the user with uid {} may not change what guard does", peer.uid),
-        fix: Some("ask as root: with sudo, for example".to_owned()),
+        fix: Some("Ask as root: with sudo, for example.".to_owned()),
     })
     .into_response()
 }
@@ -360,7 +364,7 @@ async fn ask<T: Serialize + Send + 'static>(
 fn broken() -> Failure {
     Failure::failed(
         "the daemon met an error of its own while it carried out a request",
-        "restart the daemon: the kernel goes on enforcing meanwhile",
+        "Restart the daemon: the kernel goes on enforcing meanwhile.",
     )
 }
 
@@ -382,7 +386,7 @@ async fn events(
     let Query(query) = query.map_err(|rejection| {
         Failure::bad_request(
             format!("the query of /v1/events is not right: {}", rejection.body_text()),
-            "give follow=true, since=SECONDS, or both",
+            "Give follow=true, since=SECONDS, or both.",
         )
     })?;
     let oldest = query.since.map(|seconds| seconds_before(Timestamp::now(), seconds));
@@ -391,7 +395,7 @@ async fn events(
             status: StatusCode::SERVICE_UNAVAILABLE,
             failure: Failure::failed(
                 format!("{MAX_FOLLOWERS} clients follow events already"),
-                "end one of them, or ask without following",
+                "End one of them, or ask without following.",
             ),
         })?;
         peer.follows.store(true, Ordering::Relaxed);
@@ -447,7 +451,7 @@ async fn unknown_path(request: Request) -> Problem {
         status: StatusCode::NOT_FOUND,
         failure: Failure::bad_request(
             format!("the control API has no {:?}", request.uri().path()),
-            "its paths are /v1/status, /v1/rules, /v1/mode, /v1/explain, /v1/reload, /v1/down and /v1/events",
+            "Its paths are /v1/status, /v1/rules, /v1/mode, /v1/explain, /v1/reload, /v1/down and /v1/events.",
         ),
     }
 }
@@ -457,7 +461,7 @@ async fn wrong_method(request: Request) -> Problem {
         status: StatusCode::METHOD_NOT_ALLOWED,
         failure: Failure::bad_request(
             format!("{} is not for {}", request.method(), request.uri().path()),
-            "GET reads status, rules and events; POST adds rules or asks for a change; DELETE removes rules",
+            "GET reads status, rules and events; POST adds rules or asks for a change; DELETE removes rules.",
         ),
     }
 }
@@ -498,7 +502,7 @@ impl<S: Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
             status: StatusCode::REQUEST_TIMEOUT,
             failure: Failure::bad_request(
                 format!("the body did not come within {} seconds", READ_TIME.as_secs()),
-                "send the whole request at once",
+                "Send the whole request at once.",
             ),
         })?;
         let body = body.map_err(|error| {
@@ -507,13 +511,13 @@ impl<S: Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
                     status: StatusCode::PAYLOAD_TOO_LARGE,
                     failure: Failure::bad_request(
                         format!("the body is larger than {MAX_BODY_BYTES} bytes"),
-                        "split it, or name a file of prefixes as a source (@FILE)",
+                        "Split it, or name a file of prefixes as a source (@FILE).",
                     ),
                 };
             }
             Failure::bad_request(
                 format!("the body could not be read: {error}"),
-                "send the request again",
+                "Send the request again.",
             )
             .into()
         })?;
@@ -531,13 +535,13 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Failure> {
         };
         Failure::bad_request(
             what,
-            "send a JSON object with the fields that the control API documents",
+            "Send a JSON object with the fields that the control API documents.",
         )
     })?;
     json.end().map_err(|error| {
         Failure::bad_request(
             format!("something follows the body's JSON object: {error}"),
-            "send one JSON object",
+            "Send one JSON object.",
         )
     })?;
     Ok(value)

@@ -387,7 +387,7 @@ fn an_error_inside_a_request_is_told_and_stays_with_its_daemon() {
     for _ in 0..2 {
         let failure = served.client().add_rules(&add("panic")).unwrap_err();
         assert_eq!(failure.kind, FailureKind::Failed);
-        assert!(failure.fix.unwrap().contains("restart the daemon"));
+        assert!(failure.fix.unwrap().contains("Restart the daemon"));
     }
 }
 
@@ -461,6 +461,33 @@ fn followers_are_counted_and_never_take_the_last_connection() {
     assert_eq!(answer["kind"], "failed");
     assert!(served.client().status().is_ok());
     drop(following);
+    // The server hears of each end by itself.
+    while served.asked().len() < 100 {
+        let mut stream = UnixStream::connect(&served.socket).unwrap();
+        stream.write_all(b"GET /v1/events?follow=true HTTP/1.1\r\nhost: guard\r\n\r\n").unwrap();
+        let mut answer = [0; 15];
+        stream.read_exact(&mut answer).unwrap();
+        if answer == *b"HTTP/1.1 200 OK" {
+            return;
+        }
+        assert!(served.client().rules().is_ok());
+    }
+    panic!("no slot came free");
+}
+
+#[test]
+fn a_process_that_takes_no_connections_is_there_and_does_not_make_anyone_wait() {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, listen, socket};
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("guard.sock");
+    let hung = socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+    bind(&hung, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+    listen(&hung, 0).unwrap();
+    let _queued = UnixStream::connect(&path).unwrap();
+    let mut client = Client::connect(&path).unwrap().expect("a daemon is there");
+    let failure = client.status().unwrap_err();
+    assert!(failure.what.contains("can't be opened"), "{}", failure.what);
+    assert_eq!(server::bind(&path).unwrap_err().kind(), std::io::ErrorKind::AddrInUse);
 }
 
 #[test]
