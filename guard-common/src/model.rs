@@ -66,9 +66,7 @@ impl Prefix {
 
 /// Bit `at` of an address, counted from the first on the wire; there is none behind its end.
 fn bit(address: &AddressBytes, at: usize) -> Option<bool> {
-    address
-        .get(at / 8)
-        .map(|octet| octet >> (7 - at % 8) & 1 == 1)
+    address.get(at / 8).map(|octet| octet >> (7 - at % 8) & 1 == 1)
 }
 
 impl Rule<'_> {
@@ -93,10 +91,7 @@ pub fn ruling(
     port: u16,
     now_ns: u64,
 ) -> Ruling {
-    let port = Port {
-        protocol,
-        number: port,
-    };
+    let port = Port { protocol, number: port };
     let any = |kind, action, bits: Option<u8>| {
         rules.iter().any(|rule| {
             rule.kind == kind
@@ -150,10 +145,7 @@ impl<'a> Policy<'a> {
     /// The policy's answers about one packet, for [`crate::verdict`].
     #[must_use]
     pub fn about(&'a self, packet: &'a Packet) -> About<'a> {
-        About {
-            policy: self,
-            packet,
-        }
+        About { policy: self, packet }
     }
 }
 
@@ -176,21 +168,12 @@ impl Rules for About<'_> {
         _address: &AddressBytes,
         port: u16,
     ) -> Option<PortIndex> {
-        let wanted = Port {
-            protocol,
-            number: port,
-        };
-        (0..)
-            .zip(self.policy.ports)
-            .find(|(_, port)| **port == wanted)
-            .map(|(index, _)| index)
+        let wanted = Port { protocol, number: port };
+        (0..).zip(self.policy.ports).find(|(_, port)| **port == wanted).map(|(index, _)| index)
     }
 
     fn guards(&self, protocol: Protocol) -> bool {
-        self.policy
-            .ports
-            .iter()
-            .any(|port| port.protocol == protocol)
+        self.policy.ports.iter().any(|port| port.protocol == protocol)
     }
 
     fn lookup(&self, family: Family, address: &AddressBytes) -> SourceValue {
@@ -203,15 +186,8 @@ impl Rules for About<'_> {
         } else {
             0
         };
-        let is_local = self
-            .policy
-            .local
-            .iter()
-            .any(|prefix| prefix.covers(family, address));
-        SourceValue {
-            row,
-            flags: if is_local { SOURCE_LOCAL } else { 0 },
-        }
+        let is_local = self.policy.local.iter().any(|prefix| prefix.covers(family, address));
+        SourceValue { row, flags: if is_local { SOURCE_LOCAL } else { 0 } }
     }
 
     fn ruling(&self, value: SourceValue, port: PortIndex) -> Ruling {
@@ -220,10 +196,7 @@ impl Rules for About<'_> {
             2 => &self.packet.destination,
             _ => return Ruling::NoRule,
         };
-        let Some((_, port)) = (0..)
-            .zip(self.policy.ports)
-            .find(|(index, _)| *index == port)
-        else {
+        let Some((_, port)) = (0..).zip(self.policy.ports).find(|(index, _)| *index == port) else {
             return Ruling::NoRule;
         };
         ruling(

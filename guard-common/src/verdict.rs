@@ -85,9 +85,7 @@ impl Verdict {
     /// The verdict with this number in a record.
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|verdict| *verdict as u8 == number)
+        Self::ALL.into_iter().find(|verdict| *verdict as u8 == number)
     }
 }
 
@@ -250,11 +248,7 @@ fn by_ruling<P: Rules>(ruling: Ruling, policy: &P) -> Decision {
 
 #[inline(always)]
 fn stopped<P: Rules>(reason: Reason, policy: &P) -> Decision {
-    let verdict = if policy.observing() {
-        Verdict::WouldDrop
-    } else {
-        Verdict::Drop
-    };
+    let verdict = if policy.observing() { Verdict::WouldDrop } else { Verdict::Drop };
     Decision::Judged(verdict, reason)
 }
 

@@ -24,10 +24,7 @@ pub(crate) enum ReadError {
 /// When it can't be read, is no regular file, or holds more than `limit` bytes.
 pub(crate) fn read(path: &Path, limit: u64) -> Result<Vec<u8>, ReadError> {
     // Without O_NONBLOCK, opening a FIFO would wait for a writer.
-    let file = File::options()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)?;
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     if !file.metadata()?.is_file() {
         return Err(ReadError::NotRegular);
     }
@@ -52,23 +49,14 @@ mod tests {
         let path = directory.path().join("file");
         fs::write(&path, "12345").unwrap();
         assert_eq!(read(&path, 5).unwrap(), b"12345");
-        assert!(matches!(
-            read(&path, 4),
-            Err(ReadError::TooLarge { limit: 4 })
-        ));
+        assert!(matches!(read(&path, 4), Err(ReadError::TooLarge { limit: 4 })));
     }
 
     #[test]
     fn only_regular_files_are_read() {
         let directory = tempfile::tempdir().unwrap();
-        assert!(matches!(
-            read(directory.path(), 5),
-            Err(ReadError::NotRegular)
-        ));
-        assert!(matches!(
-            read(Path::new("/dev/null"), 5),
-            Err(ReadError::NotRegular)
-        ));
+        assert!(matches!(read(directory.path(), 5), Err(ReadError::NotRegular)));
+        assert!(matches!(read(Path::new("/dev/null"), 5), Err(ReadError::NotRegular)));
         let missing = read(&directory.path().join("missing"), 5);
         assert!(
             matches!(missing, Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::NotFound)

@@ -103,11 +103,7 @@ pub enum CompileError {
         rules = listed(rules),
         most = STEPS - 1
     )]
-    TooManySteps {
-        source_prefix: IpNet,
-        port: GuardedPort,
-        rules: Vec<RuleId>,
-    },
+    TooManySteps { source_prefix: IpNet, port: GuardedPort, rules: Vec<RuleId> },
 }
 
 impl CompileError {
@@ -142,11 +138,7 @@ impl From<IpNet> for Prefix {
                 Family::V6
             }
         };
-        Self {
-            family,
-            address,
-            bits: net.prefix_len(),
-        }
+        Self { family, address, bits: net.prefix_len() }
     }
 }
 
@@ -163,10 +155,7 @@ pub fn compile(input: &Input) -> Result<Tables, CompileError> {
     let mut around: Vec<(IpNet, StateId)> = Vec::new();
     for same_prefix in additions.chunk_by(|one, other| one.0 == other.0) {
         let prefix = same_prefix[0].0;
-        while around
-            .last()
-            .is_some_and(|(outer, _)| !outer.contains(&prefix))
-        {
+        while around.last().is_some_and(|(outer, _)| !outer.contains(&prefix)) {
             around.pop();
         }
         let outer = around.last().map_or(Resolver::NOTHING, |(_, state)| *state);
@@ -183,11 +172,7 @@ pub fn compile(input: &Input) -> Result<Tables, CompileError> {
         around.push((prefix, state));
     }
     let ladders = resolver.rows.concat();
-    Ok(Tables {
-        ports,
-        sources: sources.into_iter().collect(),
-        ladders,
-    })
+    Ok(Tables { ports, sources: sources.into_iter().collect(), ladders })
 }
 
 /// What holds for an address at a port at a moment (boot time in nanoseconds), and the rule that says so.
@@ -205,11 +190,7 @@ pub fn resolve(
     }
     let mut typed: Option<(u8, &InputRule)> = None;
     let mut set: Option<&InputRule> = None;
-    for rule in input
-        .rules
-        .iter()
-        .filter(|rule| now_ns < rule.until_ns && rule.is_for(port))
-    {
+    for rule in input.rules.iter().filter(|rule| now_ns < rule.until_ns && rule.is_for(port)) {
         let bits = rule
             .prefixes
             .iter()
@@ -259,9 +240,7 @@ fn port_indices(ports: &[GuardedPort]) -> Result<BTreeMap<GuardedPort, PortIndex
     let mut indices: BTreeMap<GuardedPort, PortIndex> =
         ports.iter().map(|port| (*port, 0)).collect();
     if indices.len() > MAX_GUARDED_PORTS as usize {
-        return Err(CompileError::TooManyPorts {
-            count: indices.len(),
-        });
+        return Err(CompileError::TooManyPorts { count: indices.len() });
     }
     for (index, slot) in (0..).zip(indices.values_mut()) {
         *slot = index;
@@ -272,12 +251,7 @@ fn port_indices(ports: &[GuardedPort]) -> Result<BTreeMap<GuardedPort, PortIndex
 /// What a prefix adds for the addresses in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Effect {
-    Rule {
-        kind: RuleKind,
-        action: Action,
-        until_ns: u64,
-        ports: PortSet,
-    },
+    Rule { kind: RuleKind, action: Action, until_ns: u64, ports: PortSet },
     Local,
     Guest,
     Loopback,
@@ -286,10 +260,7 @@ enum Effect {
 /// A set of port indices: bit N for index N.
 type PortSet = u64;
 
-const _: () = assert!(
-    MAX_GUARDED_PORTS <= PortSet::BITS,
-    "a port index is a bit of PortSet"
-);
+const _: () = assert!(MAX_GUARDED_PORTS <= PortSet::BITS, "a port index is a bit of PortSet");
 
 /// An index into the list of distinct effects.
 type EffectId = usize;
@@ -316,15 +287,7 @@ fn collect(
             .fold(0, |set, (_, index)| set | 1 << index);
         if for_ports != 0 {
             let (kind, action, until_ns) = (rule.kind, rule.action, rule.until_ns);
-            add(
-                Effect::Rule {
-                    kind,
-                    action,
-                    until_ns,
-                    ports: for_ports,
-                },
-                &rule.prefixes,
-            );
+            add(Effect::Rule { kind, action, until_ns, ports: for_ports }, &rule.prefixes);
         }
     }
     add(Effect::Local, &input.local);
@@ -450,20 +413,11 @@ impl<'a> Resolver<'a> {
         let mut row = Vec::with_capacity(self.ports.len());
         for (port, at_port) in self.ports.keys().zip(&state.ports) {
             let rulings = at_port.rulings(state);
-            let ladder = rulings
-                .ladder()
-                .ok_or_else(|| self.too_many_steps(prefix, *port))?;
+            let ladder = rulings.ladder().ok_or_else(|| self.too_many_steps(prefix, *port))?;
             row.push(ladder);
         }
-        let flags = if state.is_local || state.is_guest {
-            SOURCE_LOCAL
-        } else {
-            0
-        };
-        Ok(SourceValue {
-            row: self.row_id(row)?,
-            flags,
-        })
+        let flags = if state.is_local || state.is_guest { SOURCE_LOCAL } else { 0 };
+        Ok(SourceValue { row: self.row_id(row)?, flags })
     }
 
     fn row_id(&mut self, row: Vec<Ladder>) -> Result<u32, CompileError> {
@@ -486,23 +440,10 @@ impl<'a> Resolver<'a> {
         let ends_here = |rule: &&InputRule| {
             rule.until_ns != NO_END
                 && rule.is_for(port)
-                && rule
-                    .prefixes
-                    .iter()
-                    .any(|outer| outer.trunc().contains(&prefix))
+                && rule.prefixes.iter().any(|outer| outer.trunc().contains(&prefix))
         };
-        let rules = self
-            .input
-            .rules
-            .iter()
-            .filter(ends_here)
-            .map(|rule| rule.id.clone())
-            .collect();
-        CompileError::TooManySteps {
-            source_prefix: prefix,
-            port,
-            rules,
-        }
+        let rules = self.input.rules.iter().filter(ends_here).map(|rule| rule.id.clone()).collect();
+        CompileError::TooManySteps { source_prefix: prefix, port, rules }
     }
 }
 
@@ -521,13 +462,7 @@ impl State {
         for (index, at_port) in inner.ports.iter_mut().enumerate() {
             let (mut deny_until_ns, mut allow_until_ns) = (0, 0);
             for effect in effects {
-                let Effect::Rule {
-                    kind,
-                    action,
-                    until_ns,
-                    ports,
-                } = *effect
-                else {
+                let Effect::Rule { kind, action, until_ns, ports } = *effect else {
                     continue;
                 };
                 if ports & 1 << index == 0 {
@@ -558,11 +493,7 @@ impl PortState {
         if state.is_loopback {
             return Timeline::always(Ruling::Local);
         }
-        let no_rule = if state.is_local {
-            Ruling::Local
-        } else {
-            Ruling::NoRule
-        };
+        let no_rule = if state.is_local { Ruling::Local } else { Ruling::NoRule };
         let below_typed = Timeline::always(no_rule).covered_by(&[
             (self.set_deny_until_ns, Ruling::Deny),
             (self.set_allow_until_ns, Ruling::Allow),

@@ -27,10 +27,7 @@ use crate::{
 pub const DEFAULT_PATH: &str = "/etc/guard/guard.toml";
 
 /// The port that is guarded when none is named: Ollama's.
-pub const DEFAULT_PORT: GuardedPort = GuardedPort {
-    protocol: Protocol::Tcp,
-    number: 11434,
-};
+pub const DEFAULT_PORT: GuardedPort = GuardedPort { protocol: Protocol::Tcp, number: 11434 };
 
 /// No sensible configuration is larger: long lists of prefixes stand in files of their own.
 const MAX_BYTES: u64 = 1 << 20;
@@ -174,10 +171,7 @@ impl AttachPolicy {
     /// How to attach to an interface of this name.
     #[must_use]
     pub fn of(&self, interface: &str) -> Attach {
-        self.by_interface
-            .get(interface)
-            .copied()
-            .unwrap_or(self.default)
+        self.by_interface.get(interface).copied().unwrap_or(self.default)
     }
 }
 
@@ -212,17 +206,11 @@ impl FromStr for InterfacePattern {
     type Err = InterfaceError;
 
     fn from_str(text: &str) -> Result<Self, InterfaceError> {
-        let error = || InterfaceError {
-            text: text.to_owned(),
-        };
+        let error = || InterfaceError { text: text.to_owned() };
         let never_in_names = |character: char| {
             matches!(character, '/' | ':') || character.is_whitespace() || character.is_control()
         };
-        let most = if is_name(text) {
-            MAX_NAME_BYTES
-        } else {
-            MAX_PATTERN_BYTES
-        };
+        let most = if is_name(text) { MAX_NAME_BYTES } else { MAX_PATTERN_BYTES };
         if text.is_empty() || text.len() > most || text.contains(never_in_names) {
             return Err(error());
         }
@@ -255,14 +243,8 @@ impl fmt::Display for InterfacePattern {
 }
 
 impl Attach {
-    pub const ALL: [Self; 6] = [
-        Self::Auto,
-        Self::Native,
-        Self::Generic,
-        Self::Tcx,
-        Self::Clsact,
-        Self::Socket,
-    ];
+    pub const ALL: [Self; 6] =
+        [Self::Auto, Self::Native, Self::Generic, Self::Tcx, Self::Clsact, Self::Socket];
 
     /// The word in the file and on the command line.
     #[must_use]
@@ -312,9 +294,7 @@ impl FromStr for Attach {
         Self::ALL
             .into_iter()
             .find(|attach| attach.name() == text)
-            .ok_or_else(|| AttachError {
-                text: text.to_owned(),
-            })
+            .ok_or_else(|| AttachError { text: text.to_owned() })
     }
 }
 
@@ -381,16 +361,9 @@ impl fmt::Display for ConfigErrors {
 impl From<ConfigErrors> for Failure {
     fn from(errors: ConfigErrors) -> Self {
         match &errors.errors[..] {
-            [only] => Self::failed(
-                format!("{}: {}", only.place(), only.what),
-                only.fix.as_str(),
-            ),
+            [only] => Self::failed(format!("{}: {}", only.place(), only.what), only.fix.as_str()),
             // Each line has its own fix.
-            _ => Self {
-                kind: FailureKind::Failed,
-                what: errors.to_string(),
-                fix: None,
-            },
+            _ => Self { kind: FailureKind::Failed, what: errors.to_string(), fix: None },
         }
     }
 }
@@ -408,18 +381,15 @@ impl Config {
             }
             Err(error) => {
                 let (what, fix) = match &error {
-                    ReadError::Io(error) if error.kind() == io::ErrorKind::NotFound => (
-                        "the file does not exist".to_owned(),
-                        "Name a file that exists.",
-                    ),
-                    ReadError::Io(error) => (
-                        format!("the file can't be read: {error}"),
-                        "Make it readable.",
-                    ),
-                    ReadError::NotRegular => (
-                        "this is not a regular file".to_owned(),
-                        "Name a regular file.",
-                    ),
+                    ReadError::Io(error) if error.kind() == io::ErrorKind::NotFound => {
+                        ("the file does not exist".to_owned(), "Name a file that exists.")
+                    }
+                    ReadError::Io(error) => {
+                        (format!("the file can't be read: {error}"), "Make it readable.")
+                    }
+                    ReadError::NotRegular => {
+                        ("this is not a regular file".to_owned(), "Name a regular file.")
+                    }
                     ReadError::TooLarge { limit } => (
                         format!("the file is larger than {limit} bytes"),
                         "Write long lists of prefixes to files of their own, and name these with @.",
@@ -446,20 +416,32 @@ impl Config {
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigErrors> {
         read::config(text, path)
     }
+
+    /// Where guard keeps what, by a file that may be bad elsewhere: a fault in a rule must not keep anybody from the daemon.
+    ///
+    /// # Errors
+    /// As [`Config::load`], when the file's paths can't be read either.
+    pub fn load_paths(path: &Path, explicit: bool) -> Result<Paths, ConfigErrors> {
+        match Self::load(path, explicit) {
+            Ok(config) => Ok(config.paths),
+            Err(errors) => paths_alone(path).ok_or(errors),
+        }
+    }
+}
+
+/// The paths of a file that is TOML, whatever else is wrong with it.
+fn paths_alone(path: &Path) -> Option<Paths> {
+    let text = String::from_utf8(bounded_file::read(path, MAX_BYTES).ok()?).ok()?;
+    let mut table: toml::Table = text.parse().ok()?;
+    let only = toml::Table::from_iter([("paths".to_owned(), table.remove("paths")?)]);
+    Config::parse(&only.to_string(), path).ok().map(|config| config.paths)
 }
 
 impl ConfigErrors {
     fn whole_file(path: &Path, what: String, fix: &str) -> Self {
-        let error = ConfigError {
-            file: path.to_path_buf(),
-            position: None,
-            what,
-            fix: fix.to_owned(),
-        };
-        Self {
-            errors: vec![error],
-            left_out: 0,
-        }
+        let error =
+            ConfigError { file: path.to_path_buf(), position: None, what, fix: fix.to_owned() };
+        Self { errors: vec![error], left_out: 0 }
     }
 }
 
@@ -472,10 +454,7 @@ struct Places<'a> {
 impl<'a> Places<'a> {
     fn new(text: &'a str) -> Self {
         let after_newlines = text.match_indices('\n').map(|(newline, _)| newline + 1);
-        Self {
-            text,
-            line_starts: std::iter::once(0).chain(after_newlines).collect(),
-        }
+        Self { text, line_starts: std::iter::once(0).chain(after_newlines).collect() }
     }
 
     /// The place of a byte, counted from 0.
@@ -483,10 +462,7 @@ impl<'a> Places<'a> {
         let offset = self.text.floor_char_boundary(offset);
         let line = self.line(offset);
         let line_start = self.line_starts[line - 1];
-        Position {
-            line,
-            column: self.text[line_start..offset].chars().count() + 1,
-        }
+        Position { line, column: self.text[line_start..offset].chars().count() + 1 }
     }
 
     /// The line of a byte, without looking at the text of the line.

@@ -49,8 +49,9 @@ pub fn run(place: &Place, flags: RunFlags, yes: bool) -> Result<(), Failure> {
         .build()
         .map_err(|error| system("the daemon could not be started", &error))?;
     let ended = runtime.block_on(async {
-        let listener = api::server::bind(&socket)
-            .map_err(|error| system(&format!("the control socket {} can't be used", socket.display()), &error))?;
+        let listener = api::server::bind(&socket).map_err(|error| {
+            system(&format!("the control socket {} can't be used", socket.display()), &error)
+        })?;
         // Only now can the next command that the message names be carried out.
         output::print(&startup::render(&message, &output::view_of(&io::stdout())))?;
         let engine = Arc::new(Mutex::new(engine));
@@ -135,12 +136,9 @@ async fn report_attempts(mut ring: AsyncFd<EventRing>, hub: Arc<Hub>) {
 }
 
 fn interface_name(index: u32) -> Option<String> {
-    let socket = rustix::net::socket(
-        rustix::net::AddressFamily::INET,
-        rustix::net::SocketType::DGRAM,
-        None,
-    )
-    .ok()?;
+    let socket =
+        rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
+            .ok()?;
     rustix::net::netdevice::index_to_name(socket, index).ok()
 }
 
@@ -149,7 +147,9 @@ async fn follow_network(engine: Arc<Mutex<Engine>>) {
     let changes = match netlink::watch() {
         Ok(changes) => changes,
         Err(error) => {
-            log::error!("changes of interfaces and addresses can't be followed: {error}; after one, run `guard reload`");
+            log::error!(
+                "changes of interfaces and addresses can't be followed: {error}; after one, run `guard reload`"
+            );
             return;
         }
     };
@@ -175,7 +175,9 @@ async fn reload_on_hangup(engine: Arc<Mutex<Engine>>, mut hangup: tokio::signal:
                 log::info!("reloaded: {} rules", change.rules.len());
                 change.notes.iter().for_each(|note| log::info!("{note}"));
             }
-            Ok(Err(failure)) => log::error!("not reloaded, the policy in force is as it was: {failure}"),
+            Ok(Err(failure)) => {
+                log::error!("not reloaded, the policy in force is as it was: {failure}")
+            }
             Err(error) => log::error!("{error}"),
         }
     }

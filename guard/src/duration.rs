@@ -38,10 +38,7 @@ impl DurationError {
             Self::Calendar { .. } => "Write it in days, such as 30d.".to_owned(),
             Self::TooShort { .. } => "Write at least 1s.".to_owned(),
             Self::TooLong { .. } => {
-                format!(
-                    "Write at most {}d, or leave the end out.",
-                    MAX_SECONDS / DAY
-                )
+                format!("Write at most {}d, or leave the end out.", MAX_SECONDS / DAY)
             }
         }
     }
@@ -58,36 +55,23 @@ impl From<DurationError> for Failure {
 /// # Errors
 /// When it is no span, shorter than a second, longer than [`MAX_SECONDS`], or counts months or years.
 pub fn parse(text: &str) -> Result<u64, DurationError> {
-    let not_a_span = || DurationError::NotASpan {
-        text: text.to_owned(),
-    };
+    let not_a_span = || DurationError::NotASpan { text: text.to_owned() };
     if text.len() > MAX_BYTES {
         return Err(not_a_span());
     }
     let span: Span = text.parse().map_err(|_| not_a_span())?;
     if span.get_years() != 0 || span.get_months() != 0 {
-        return Err(DurationError::Calendar {
-            text: text.to_owned(),
-        });
+        return Err(DurationError::Calendar { text: text.to_owned() });
     }
     let seconds = span
         .total((Unit::Second, SpanRelativeTo::days_are_24_hours()))
-        .map_err(|_| DurationError::TooLong {
-            text: text.to_owned(),
-        })?;
+        .map_err(|_| DurationError::TooLong { text: text.to_owned() })?;
     if seconds < 1.0 {
-        return Err(DurationError::TooShort {
-            text: text.to_owned(),
-        });
+        return Err(DurationError::TooShort { text: text.to_owned() });
     }
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "ten years of seconds are exact in an f64"
-    )]
+    #[expect(clippy::cast_precision_loss, reason = "ten years of seconds are exact in an f64")]
     if seconds >= (MAX_SECONDS + 1) as f64 {
-        return Err(DurationError::TooLong {
-            text: text.to_owned(),
-        });
+        return Err(DurationError::TooLong { text: text.to_owned() });
     }
     #[expect(
         clippy::cast_possible_truncation,

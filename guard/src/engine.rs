@@ -32,7 +32,11 @@ use crate::{
         AddRules, Change, Control, Explain, Explanation, Failure, Mode, PlaceVerdict, RemoveRules,
         RuleView, SetMode, Status,
     },
-    host::{bpffs, cgroup::{self, Scope}, reserved_ports},
+    host::{
+        bpffs,
+        cgroup::{self, Scope},
+        reserved_ports,
+    },
     kernel::{
         KernelError, attach,
         explain::{Oracle, Question},
@@ -139,7 +143,9 @@ impl Engine {
         let mut notes = Vec::new();
         let after = links::ours(&self.pins)?.len();
         if after != before {
-            notes.push(format!("the network has changed: {after} hooks are in place, {before} were"));
+            notes.push(format!(
+                "the network has changed: {after} hooks are in place, {before} were"
+            ));
             notes.extend(failures);
         }
         let policy = self.policy(&self.settings, &self.state)?;
@@ -257,11 +263,18 @@ impl Engine {
         self.put(input, terms)
     }
 
-    fn changed(&self, generation: Option<u64>, rules: Vec<RuleView>, mut notes: Vec<String>) -> Change {
+    fn changed(
+        &self,
+        generation: Option<u64>,
+        rules: Vec<RuleView>,
+        mut notes: Vec<String>,
+    ) -> Change {
         if generation.is_none() {
             notes.push("nothing is loaded: this holds from the next `guard run` on".to_owned());
         } else if !self.is_daemon {
-            notes.push("no daemon is running: this was put in force in the kernel directly".to_owned());
+            notes.push(
+                "no daemon is running: this was put in force in the kernel directly".to_owned(),
+            );
         }
         Change { generation, rules, notes }
     }
@@ -331,7 +344,10 @@ impl Control for Engine {
         let source = request.source.to_canonical();
         let (_, decisive) = compile::resolve(&input, source, port, probe::boot_ns());
         let decisive = decisive.and_then(|id| {
-            policy.views(&self.sets, &facts.lan, &self.clock()).into_iter().find(|view| view.id == id)
+            policy
+                .views(&self.sets, &facts.lan, &self.clock())
+                .into_iter()
+                .find(|view| view.id == id)
         });
 
         let mut oracle = Oracle::open(&self.pins)?;
@@ -359,9 +375,7 @@ impl Control for Engine {
                 Ok(PlaceVerdict {
                     place,
                     hook: hook.name().to_owned(),
-                    verdict: answer
-                        .map_or("not-guarded", |(verdict, _)| verdict.name())
-                        .to_owned(),
+                    verdict: answer.map_or("not-guarded", |(verdict, _)| verdict.name()).to_owned(),
                     reason: answer.map(|(_, reason)| reason.name().to_owned()),
                     rule: decisive.clone().filter(|_| by_rule),
                 })
@@ -454,4 +468,3 @@ fn observe_until_ns(settings: &Settings, state: &State, clock: &Clock) -> u64 {
         (Mode::Observe, Some(_)) => 0,
     }
 }
-

@@ -42,13 +42,7 @@ pub fn plan(current: &Tables, wanted: &Tables) -> Plan {
         put_ports: new_or_changed(&current.ports, &wanted.ports),
         put_ladders: (0..)
             .zip(&wanted.ladders)
-            .zip(
-                current
-                    .ladders
-                    .iter()
-                    .map(Some)
-                    .chain(std::iter::repeat(None)),
-            )
+            .zip(current.ladders.iter().map(Some).chain(std::iter::repeat(None)))
             .filter(|((_, wanted), current)| Some(*wanted) != *current)
             .map(|((index, wanted), _)| (index, *wanted))
             .collect(),
@@ -56,11 +50,7 @@ pub fn plan(current: &Tables, wanted: &Tables) -> Plan {
 }
 
 fn gone<K: Ord + Copy, V>(current: &BTreeMap<K, V>, wanted: &BTreeMap<K, V>) -> Vec<K> {
-    current
-        .keys()
-        .filter(|key| !wanted.contains_key(key))
-        .copied()
-        .collect()
+    current.keys().filter(|key| !wanted.contains_key(key)).copied().collect()
 }
 
 fn new_or_changed<K: Ord + Copy, V: PartialEq + Copy>(
@@ -95,58 +85,33 @@ mod tests {
             |(family, first, bits)| {
                 let mut address = [0; 16];
                 address[0] = first;
-                Prefix {
-                    family,
-                    address,
-                    bits,
-                }
+                Prefix { family, address, bits }
             },
         );
         let value = (0..3u32, 0..2u32).prop_map(|(row, flags)| SourceValue { row, flags });
-        let port = (1..5u16).prop_map(|number| GuardedPort {
-            protocol: Protocol::Tcp,
-            number,
-        });
+        let port = (1..5u16).prop_map(|number| GuardedPort { protocol: Protocol::Tcp, number });
         let ladder = select(vec![Ruling::NoRule, Ruling::Allow, Ruling::Deny]);
         (
             btree_map(port, 0..4u32, 0..4),
             btree_map(prefix, value, 0..8),
             vec(ladder.prop_map(Ladder::always), 0..8),
         )
-            .prop_map(|(ports, sources, ladders)| Tables {
-                ports,
-                sources,
-                ladders,
-            })
+            .prop_map(|(ports, sources, ladders)| Tables { ports, sources, ladders })
     }
 
     /// Makes the changes one by one, as the kernel's tables would take them.
     fn apply(tables: &mut Tables, plan: &Plan) {
         for prefix in &plan.remove_sources {
-            assert!(
-                tables.sources.remove(prefix).is_some(),
-                "there is nothing to remove"
-            );
+            assert!(tables.sources.remove(prefix).is_some(), "there is nothing to remove");
         }
         for (prefix, value) in &plan.put_sources {
-            assert_ne!(
-                tables.sources.insert(*prefix, *value),
-                Some(*value),
-                "no change"
-            );
+            assert_ne!(tables.sources.insert(*prefix, *value), Some(*value), "no change");
         }
         for port in &plan.remove_ports {
-            assert!(
-                tables.ports.remove(port).is_some(),
-                "there is nothing to remove"
-            );
+            assert!(tables.ports.remove(port).is_some(), "there is nothing to remove");
         }
         for (port, index) in &plan.put_ports {
-            assert_ne!(
-                tables.ports.insert(*port, *index),
-                Some(*index),
-                "no change"
-            );
+            assert_ne!(tables.ports.insert(*port, *index), Some(*index), "no change");
         }
         for (index, ladder) in &plan.put_ladders {
             let index = *index as usize;

@@ -108,7 +108,8 @@ impl Policy {
                 until: rule.until,
                 comment: rule.comment.clone(),
                 origin: rule.origin.clone(),
-                prefixes: prefixes(&rule.source, sets, lan).map_or(0, |(_, prefixes)| prefixes.len()),
+                prefixes: prefixes(&rule.source, sets, lan)
+                    .map_or(0, |(_, prefixes)| prefixes.len()),
                 wide: is_wide_allow(rule),
             })
             .collect()
@@ -188,7 +189,11 @@ mod tests {
     }
 
     pub(super) fn clock() -> Clock {
-        Clock { wall: "2026-11-25T01:00:00Z".parse().unwrap(), boot_ns: 5_000_000_000, trusted: true }
+        Clock {
+            wall: "2026-11-25T01:00:00Z".parse().unwrap(),
+            boot_ns: 5_000_000_000,
+            trusted: true,
+        }
     }
 
     fn ends(rules: &[Rule], clock: &Clock) -> Vec<(String, u64)> {

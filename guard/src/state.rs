@@ -87,11 +87,7 @@ pub enum StateError {
     #[error("the state file {} can't be read: {error}", .path.display())]
     Unreadable { path: PathBuf, error: String },
     #[error("the state file {} is damaged and can't be moved to {}: {source}", .path.display(), .to.display())]
-    NotMoved {
-        path: PathBuf,
-        to: PathBuf,
-        source: io::Error,
-    },
+    NotMoved { path: PathBuf, to: PathBuf, source: io::Error },
     #[error("the state file {} can't be written: {source}", .path.display())]
     NotWritten { path: PathBuf, source: io::Error },
 }
@@ -102,10 +98,7 @@ impl StateError {
     pub fn fix(&self) -> String {
         match self {
             Self::Unreadable { path, .. } => {
-                format!(
-                    "Make {} a file that root can read, or move it away.",
-                    path.display()
-                )
+                format!("Make {} a file that root can read, or move it away.", path.display())
             }
             Self::NotMoved { path, .. } => format!("Move {} away by hand.", path.display()),
             Self::NotWritten { path, .. } => format!(
@@ -173,17 +166,11 @@ impl State {
             }
             Err(error @ ReadError::TooLarge { .. }) => Err(error.to_string()),
             Err(error @ (ReadError::Io(_) | ReadError::NotRegular)) => {
-                return Err(StateError::Unreadable {
-                    path,
-                    error: error.to_string(),
-                });
+                return Err(StateError::Unreadable { path, error: error.to_string() });
             }
         };
         match understood {
-            Ok(state) => Ok(Loaded {
-                state,
-                warning: None,
-            }),
+            Ok(state) => Ok(Loaded { state, warning: None }),
             Err(why) => {
                 let to = directory.join(format!("{FILE_NAME}.bad-{}", now.as_second()));
                 if let Err(source) = fs::rename(&path, &to) {
@@ -195,10 +182,7 @@ impl State {
                     path.display(),
                     to.display()
                 );
-                Ok(Loaded {
-                    state: Self::default(),
-                    warning: Some(warning),
-                })
+                Ok(Loaded { state: Self::default(), warning: Some(warning) })
             }
         }
     }
@@ -209,23 +193,15 @@ impl State {
     /// When it can't be written; the file is as it was then.
     pub fn save(&self, directory: &Path) -> Result<(), StateError> {
         self.replace(directory)
-            .map_err(|source| StateError::NotWritten {
-                path: directory.join(FILE_NAME),
-                source,
-            })
+            .map_err(|source| StateError::NotWritten { path: directory.join(FILE_NAME), source })
     }
 
     fn replace(&self, directory: &Path) -> io::Result<()> {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(directory)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
         let mut text = serde_json::to_string_pretty(&self.to_stored())?;
         text.push('\n');
         // Only its owner can read a temporary file.
-        let mut file = tempfile::Builder::new()
-            .prefix(".state-")
-            .tempfile_in(directory)?;
+        let mut file = tempfile::Builder::new().prefix(".state-").tempfile_in(directory)?;
         file.write_all(text.as_bytes())?;
         file.as_file().sync_all()?;
         file.persist(directory.join(FILE_NAME))?;
@@ -258,11 +234,7 @@ impl State {
 /// The state in a file's bytes, or why it is none. The bytes are not quoted: they may be anything.
 fn understand(bytes: &[u8]) -> Result<State, String> {
     let place = |error: serde_json::Error| {
-        format!(
-            "it breaks off or is wrong at line {}, column {}",
-            error.line(),
-            error.column()
-        )
+        format!("it breaks off or is wrong at line {}, column {}", error.line(), error.column())
     };
     let AnyVersion { version } = serde_json::from_slice(bytes).map_err(place)?;
     if version != VERSION {
@@ -355,9 +327,8 @@ mod tests {
 
     fn names(directory: &Path) -> Vec<String> {
         let entries = fs::read_dir(directory).unwrap();
-        let mut names: Vec<String> = entries
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     }
@@ -368,13 +339,7 @@ mod tests {
         let directory = parent.path().join("lib/guard");
         for state in [State::default(), full()] {
             state.save(&directory).unwrap();
-            assert_eq!(
-                load(&directory).unwrap(),
-                Loaded {
-                    state,
-                    warning: None
-                }
-            );
+            assert_eq!(load(&directory).unwrap(), Loaded { state, warning: None });
         }
         assert_eq!(names(&directory), [FILE_NAME]);
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
@@ -385,10 +350,7 @@ mod tests {
     #[test]
     fn where_there_is_none_the_state_is_empty() {
         let directory = tempfile::tempdir().unwrap();
-        let empty = Loaded {
-            state: State::default(),
-            warning: None,
-        };
+        let empty = Loaded { state: State::default(), warning: None };
         assert_eq!(load(directory.path()).unwrap(), empty);
         assert_eq!(load(&directory.path().join("missing")).unwrap(), empty);
     }
@@ -418,10 +380,7 @@ mod tests {
             assert!(understand(&text.as_bytes()[..length]).is_err(), "{length}");
         }
         let warning = assert_moved_aside(&text.as_bytes()[..whole / 2]);
-        assert!(
-            warning.contains("breaks off or is wrong at line"),
-            "{warning}"
-        );
+        assert!(warning.contains("breaks off or is wrong at line"), "{warning}");
     }
 
     #[test]
@@ -434,10 +393,7 @@ mod tests {
             assert_moved_aside(text.replace("\"version\": 1", "\"version\": 2").as_bytes());
         assert!(warning.contains("version 2 of the format"), "{warning}");
         assert_moved_aside(text.replace("\"next_rule\"", "\"next\"").as_bytes());
-        assert_moved_aside(
-            text.replace("\"version\"", "\"more\": 1, \"version\"")
-                .as_bytes(),
-        );
+        assert_moved_aside(text.replace("\"version\"", "\"more\": 1, \"version\"").as_bytes());
     }
 
     #[test]
@@ -445,11 +401,7 @@ mod tests {
         let text = saved();
         for (good, bad, why) in [
             ("192.0.2.0/24", "192.0.2.7/24", "is wrong at line"),
-            (
-                "@/etc/guard/office.txt",
-                "127.0.0.1",
-                "loopback can't be denied",
-            ),
+            ("@/etc/guard/office.txt", "127.0.0.1", "loopback can't be denied"),
             ("\"id\": \"3\"", "\"id\": \"2\"", "used twice"),
             ("\"id\": \"3\"", "\"id\": \"9\"", "never given"),
             ("\"id\": \"3\"", "\"id\": \"03\"", "never given"),
@@ -469,12 +421,7 @@ mod tests {
         let file = File::create(directory.path().join(FILE_NAME)).unwrap();
         file.set_len(MAX_BYTES + 1).unwrap();
         let loaded = load(directory.path()).unwrap();
-        assert!(
-            loaded
-                .warning
-                .unwrap()
-                .contains("larger than 16777216 bytes")
-        );
+        assert!(loaded.warning.unwrap().contains("larger than 16777216 bytes"));
     }
 
     #[test]
@@ -482,27 +429,17 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir(directory.path().join(FILE_NAME)).unwrap();
         let error = load(directory.path()).unwrap_err();
-        assert!(
-            error.to_string().contains("it is not a regular file"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("it is not a regular file"), "{error}");
         assert!(matches!(
             State::default().save(directory.path()),
             Err(StateError::NotWritten { .. })
         ));
-        assert_eq!(
-            names(directory.path()),
-            [FILE_NAME],
-            "no temporary file is left"
-        );
+        assert_eq!(names(directory.path()), [FILE_NAME], "no temporary file is left");
 
         let file = directory.path().join("file");
         fs::write(&file, "").unwrap();
         assert!(matches!(load(&file), Err(StateError::Unreadable { .. })));
-        assert!(matches!(
-            State::default().save(&file),
-            Err(StateError::NotWritten { .. })
-        ));
+        assert!(matches!(State::default().save(&file), Err(StateError::NotWritten { .. })));
     }
 
     #[test]

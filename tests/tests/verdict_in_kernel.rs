@@ -6,7 +6,12 @@ use std::{cell::RefCell, collections::HashSet, path::Path};
 use etherparse::PacketBuilder;
 use guard::{
     compile::{Input, InputRule, RuleKind, compile},
-    kernel::{explain::Oracle, links, load, pins::Pins, tables::{PolicyMaps, Terms}},
+    kernel::{
+        explain::Oracle,
+        links, load,
+        pins::Pins,
+        tables::{PolicyMaps, Terms},
+    },
     rule::{Action, GuardedPort, RuleId},
 };
 use guard_common::{
@@ -55,7 +60,13 @@ fn prefix(text: &str) -> IpNet {
     text.parse().expect("a prefix")
 }
 
-fn rule(id: &str, action: Action, prefixes: &[&str], ports: &[GuardedPort], kind: RuleKind) -> InputRule {
+fn rule(
+    id: &str,
+    action: Action,
+    prefixes: &[&str],
+    ports: &[GuardedPort],
+    kind: RuleKind,
+) -> InputRule {
     InputRule {
         id: RuleId(id.to_owned()),
         action,
@@ -284,14 +295,18 @@ fn kernel_and_host_agree() {
     for flags in flags {
         for observe_until_ns in [0, NO_END] {
             let terms = Terms { observe_until_ns, flags, rule_count: 6 };
-            let ports: &[_] =
-                if flags & FLAG_GUARDS_UDP != 0 { &[TCP, OTHER_TCP, UDP] } else { &[TCP, OTHER_TCP] };
+            let ports: &[_] = if flags & FLAG_GUARDS_UDP != 0 {
+                &[TCP, OTHER_TCP, UDP]
+            } else {
+                &[TCP, OTHER_TCP]
+            };
             let input = input(ports);
             let tables = compile(&input).expect("the policy compiles");
             maps.put_in_force(&tables, terms).expect("the policy is put in force");
             let model = Model::of(&input, terms);
 
-            let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(400) });
+            let mut runner =
+                TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(400) });
             let agreed = runner.run(&prop_oneof![frames(), damaged()], |frame| {
                 let hooks: &[Hook] = if is_refused_as_skb(&frame) {
                     &[Hook::Xdp]
@@ -303,7 +318,9 @@ fn kernel_and_host_agree() {
                         TestCaseError::fail(format!("{hook:?} refused {frame:02x?}: {error}"))
                     })?;
                     prop_assert_eq!(kernel, model.judge(hook, &frame), "{:?} {:02x?}", hook, frame);
-                    reasons.borrow_mut().extend(kernel.map(|(verdict, reason)| (hook, verdict, reason)));
+                    reasons
+                        .borrow_mut()
+                        .extend(kernel.map(|(verdict, reason)| (hook, verdict, reason)));
                 }
                 Ok(())
             });
@@ -312,11 +329,26 @@ fn kernel_and_host_agree() {
     }
     let reasons = reasons.into_inner();
     for hook in [Hook::Xdp, Hook::Tcx] {
-        for reason in [Reason::NoRule, Reason::Denied, Reason::Spoofed, Reason::Undecidable, Reason::Malformed] {
-            assert!(reasons.contains(&(hook, Verdict::Drop, reason)), "{hook:?} {reason:?} was met");
-            assert!(reasons.contains(&(hook, Verdict::WouldDrop, reason)), "{hook:?} {reason:?} was met");
+        for reason in [
+            Reason::NoRule,
+            Reason::Denied,
+            Reason::Spoofed,
+            Reason::Undecidable,
+            Reason::Malformed,
+        ] {
+            assert!(
+                reasons.contains(&(hook, Verdict::Drop, reason)),
+                "{hook:?} {reason:?} was met"
+            );
+            assert!(
+                reasons.contains(&(hook, Verdict::WouldDrop, reason)),
+                "{hook:?} {reason:?} was met"
+            );
         }
-        assert!(reasons.contains(&(hook, Verdict::Pass, Reason::Undecidable)), "{hook:?} left some");
+        assert!(
+            reasons.contains(&(hook, Verdict::Pass, Reason::Undecidable)),
+            "{hook:?} left some"
+        );
     }
     for reason in [Reason::NoRule, Reason::Denied] {
         assert!(reasons.contains(&(Hook::Cgroup, Verdict::Drop, reason)), "{reason:?} was met");
@@ -351,7 +383,9 @@ fn the_verifier_has_little_to_do() {
     maps_in_force(&loaded);
     let ours = links::own_programs(loaded.pins.instance).expect("the programs are listed");
     let mut seen = 0;
-    for program in aya::programs::loaded_programs().flatten().filter(|program| ours.contains(&program.id())) {
+    for program in
+        aya::programs::loaded_programs().flatten().filter(|program| ours.contains(&program.id()))
+    {
         let name = program.name_as_str().unwrap_or_default().to_owned();
         let count = program.verified_instruction_count().expect("kernel 5.16 and newer say so");
         println!("{name}: {count} instructions verified");

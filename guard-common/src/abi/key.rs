@@ -23,10 +23,7 @@ impl PortKey {
     /// The key of a port that is guarded at every local address.
     #[inline(always)]
     #[must_use]
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "slots are numbers below `POLICY_SLOTS`"
-    )]
+    #[expect(clippy::cast_possible_truncation, reason = "slots are numbers below `POLICY_SLOTS`")]
     pub const fn at_every_address(slot: u32, protocol: Protocol, port: u16) -> Self {
         Self {
             port,
@@ -78,17 +75,9 @@ impl SourceKey {
 
     #[inline(always)]
     #[must_use]
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "slots are numbers below `POLICY_SLOTS`"
-    )]
+    #[expect(clippy::cast_possible_truncation, reason = "slots are numbers below `POLICY_SLOTS`")]
     pub const fn new(slot: u32, family: Family, address: AddressBytes) -> Self {
-        Self {
-            slot: slot as u8,
-            family: family as u8,
-            reserved: [0; 2],
-            address,
-        }
+        Self { slot: slot as u8, family: family as u8, reserved: [0; 2], address }
     }
 
     /// The prefix length, in the kernel's sense, of a key for an address prefix of `bits` bits.
@@ -132,15 +121,9 @@ mod tests {
     #[test]
     fn a_port_key_says_what_it_was_made_of() {
         let key = PortKey::at_every_address(1, Protocol::Udp, 11434);
-        assert_eq!(
-            (key.slot(), key.protocol(), key.port()),
-            (1, Some(Protocol::Udp), 11434)
-        );
+        assert_eq!((key.slot(), key.protocol(), key.port()), (1, Some(Protocol::Udp), 11434));
         // What stands for "every address" and the room left must be zeros: a hash key is compared whole.
-        assert_eq!(
-            (key.family, key.reserved, key.address),
-            (0, [0; 3], [0; 16])
-        );
+        assert_eq!((key.family, key.reserved, key.address), (0, [0; 3], [0; 16]));
     }
 
     #[test]
@@ -155,10 +138,7 @@ mod tests {
     fn a_source_key_says_what_it_was_made_of() {
         let address = [0x20; 16];
         let key = SourceKey::new(1, Family::V6, address);
-        assert_eq!(
-            (key.slot(), key.family(), key.address()),
-            (1, Some(Family::V6), &address)
-        );
+        assert_eq!((key.slot(), key.family(), key.address()), (1, Some(Family::V6), &address));
         assert_eq!(key.reserved, [0; 2]);
         assert_ne!(key, SourceKey::new(1, Family::V4, address));
     }

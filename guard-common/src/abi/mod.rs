@@ -7,10 +7,7 @@
 //! An all-zero record always means "not configured", since arrays start as zeros.
 
 #[cfg(feature = "user")]
-#[expect(
-    unsafe_code,
-    reason = "`Pod` is an unsafe trait; why it holds stands there"
-)]
+#[expect(unsafe_code, reason = "`Pod` is an unsafe trait; why it holds stands there")]
 mod pod;
 
 mod event;

@@ -139,11 +139,7 @@ const _: () = assert!(size_of::<Step>() == 16);
 impl Step {
     #[must_use]
     pub const fn new(ruling: Ruling, until_ns: u64) -> Self {
-        Self {
-            until_ns,
-            ruling: ruling as u32,
-            reserved: 0,
-        }
+        Self { until_ns, ruling: ruling as u32, reserved: 0 }
     }
 
     #[inline(always)]
@@ -169,9 +165,7 @@ impl Ladder {
     #[must_use]
     pub const fn always(ruling: Ruling) -> Self {
         let never = Step::new(Ruling::NoRule, 0);
-        Self {
-            steps: [Step::new(ruling, NO_END), never, never, never],
-        }
+        Self { steps: [Step::new(ruling, NO_END), never, never, never] }
     }
 
     /// What holds at `now_ns`, which is asked for only where something ends.
@@ -212,15 +206,7 @@ mod tests {
 
     #[test]
     fn numbers_are_pinned() {
-        assert_eq!(
-            [
-                FLAG_FORWARDED,
-                FLAG_BACKSTOP,
-                FLAG_GUARDS_TCP,
-                FLAG_GUARDS_UDP
-            ],
-            [1, 2, 4, 8]
-        );
+        assert_eq!([FLAG_FORWARDED, FLAG_BACKSTOP, FLAG_GUARDS_TCP, FLAG_GUARDS_UDP], [1, 2, 4, 8]);
         assert_eq!(SOURCE_LOCAL, 1);
         let rulings = [Ruling::NoRule, Ruling::Allow, Ruling::Deny, Ruling::Local];
         assert_eq!(rulings.map(|ruling| ruling as u32), [0, 1, 2, 3]);
@@ -240,12 +226,7 @@ mod tests {
     fn zeros_mean_nothing_is_configured_or_allowed() {
         let header = PolicyHeader::default();
         assert_eq!(header.generation, 0);
-        for flag in [
-            FLAG_FORWARDED,
-            FLAG_BACKSTOP,
-            FLAG_GUARDS_TCP,
-            FLAG_GUARDS_UDP,
-        ] {
+        for flag in [FLAG_FORWARDED, FLAG_BACKSTOP, FLAG_GUARDS_TCP, FLAG_GUARDS_UDP] {
             assert!(!header.has(flag));
         }
         assert!(!SourceValue::default().is_local());
@@ -255,10 +236,8 @@ mod tests {
 
     #[test]
     fn a_header_has_the_flags_it_was_given() {
-        let header = PolicyHeader {
-            flags: FLAG_BACKSTOP | FLAG_GUARDS_UDP,
-            ..PolicyHeader::default()
-        };
+        let header =
+            PolicyHeader { flags: FLAG_BACKSTOP | FLAG_GUARDS_UDP, ..PolicyHeader::default() };
         assert!(header.has(FLAG_BACKSTOP) && header.has(FLAG_GUARDS_UDP));
         assert!(!header.has(FLAG_FORWARDED) && !header.has(FLAG_GUARDS_TCP));
     }

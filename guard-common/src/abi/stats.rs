@@ -79,11 +79,7 @@ impl TallyKey {
                 i += 1;
             }
         }
-        Self {
-            source: kept,
-            family: family as u8,
-            reserved: [0; 7],
-        }
+        Self { source: kept, family: family as u8, reserved: [0; 7] }
     }
 
     #[must_use]
@@ -197,10 +193,7 @@ mod tests {
         // The numbers are part of the layout.
         assert_eq!(counter_slots(), 256);
         assert_eq!(counter_index(Hook::Xdp, Verdict::Pass, Reason::Allowed), 0);
-        assert_eq!(
-            counter_index(Hook::Cgroup, Verdict::WouldDrop, Reason::Malformed),
-            231
-        );
+        assert_eq!(counter_index(Hook::Cgroup, Verdict::WouldDrop, Reason::Malformed), 231);
     }
 
     #[test]
@@ -244,10 +237,7 @@ mod tests {
     fn a_budget_nobody_has_used_yet_holds_one_burst() {
         // Boot time: by the time a program runs, far more than a burst's worth of it has gone by.
         let mut budget = Budget::default();
-        assert_eq!(
-            taken(&mut budget, 60_000_000_000, 2 * EVENT_BURST),
-            EVENT_BURST
-        );
+        assert_eq!(taken(&mut budget, 60_000_000_000, 2 * EVENT_BURST), EVENT_BURST);
     }
 
     #[test]
@@ -257,10 +247,7 @@ mod tests {
 
     #[test]
     fn a_spent_budget_earns_one_event_at_a_time() {
-        let mut budget = Budget {
-            tokens: 0,
-            refilled_ns: 5,
-        };
+        let mut budget = Budget { tokens: 0, refilled_ns: 5 };
         assert!(!budget.take(5 + NS_PER_EVENT - 1));
         assert!(budget.take(5 + NS_PER_EVENT));
         assert!(!budget.take(5 + NS_PER_EVENT));
@@ -270,10 +257,7 @@ mod tests {
     #[test]
     fn time_that_earned_no_whole_event_is_not_lost() {
         // Asked every 1.5 events' time for 300 events' time: all 300 are had, not every second one.
-        let mut budget = Budget {
-            tokens: 0,
-            refilled_ns: 0,
-        };
+        let mut budget = Budget { tokens: 0, refilled_ns: 0 };
         let step_ns = NS_PER_EVENT * 3 / 2;
         let had: u64 = (1..=200).map(|n| taken(&mut budget, n * step_ns, 10)).sum();
         assert_eq!(had, 300);
@@ -282,10 +266,7 @@ mod tests {
     #[test]
     fn a_time_before_the_last_refill_earns_nothing() {
         // The hook in task context reads the clock, is interrupted by a NIC's hook that refills, and goes on.
-        let mut budget = Budget {
-            tokens: 1,
-            refilled_ns: 1_000_000_000,
-        };
+        let mut budget = Budget { tokens: 1, refilled_ns: 1_000_000_000 };
         assert_eq!(taken(&mut budget, 999_999_999, 10), 1);
         assert_eq!(budget.refilled_ns, 1_000_000_000);
     }

@@ -1,14 +1,8 @@
 use super::*;
 use crate::abi::NO_END;
 
-const OLLAMA: Port = Port {
-    protocol: Protocol::Tcp,
-    number: 11434,
-};
-const OTHER: Port = Port {
-    protocol: Protocol::Tcp,
-    number: 8080,
-};
+const OLLAMA: Port = Port { protocol: Protocol::Tcp, number: 11434 };
+const OTHER: Port = Port { protocol: Protocol::Tcp, number: 8080 };
 const NOW_NS: u64 = 1_000;
 
 fn v4(octets: [u8; 4]) -> AddressBytes {
@@ -18,21 +12,11 @@ fn v4(octets: [u8; 4]) -> AddressBytes {
 }
 
 fn prefix4(octets: [u8; 4], bits: u8) -> Prefix {
-    Prefix {
-        family: Family::V4,
-        address: v4(octets),
-        bits,
-    }
+    Prefix { family: Family::V4, address: v4(octets), bits }
 }
 
 fn rule(action: Action, kind: Kind, prefix: Prefix) -> Rule<'static> {
-    Rule {
-        action,
-        kind,
-        prefix,
-        ports: &[],
-        until_ns: NO_END,
-    }
+    Rule { action, kind, prefix, ports: &[], until_ns: NO_END }
 }
 
 fn allow(prefix: Prefix) -> Rule<'static> {
@@ -58,15 +42,7 @@ fn of(rules: &[Rule<'_>], local: &[Prefix]) -> Ruling {
 
 fn at(rules: &[Rule<'_>], local: &[Prefix], port: Port, now_ns: u64) -> Ruling {
     let source = v4([192, 0, 2, 7]);
-    ruling(
-        rules,
-        local,
-        Family::V4,
-        &source,
-        port.protocol,
-        port.number,
-        now_ns,
-    )
+    ruling(rules, local, Family::V4, &source, port.protocol, port.number, now_ns)
 }
 
 fn host() -> Prefix {
@@ -99,11 +75,7 @@ fn a_prefix_covers_what_shares_its_bits() {
     let odd = prefix4([10, 0b1010_0000, 0, 0], 11);
     assert!(odd.covers(Family::V4, &v4([10, 0b1011_1111, 9, 9])));
     assert!(!odd.covers(Family::V4, &v4([10, 0b1000_0000, 0, 0])));
-    let v6 = Prefix {
-        family: Family::V6,
-        address: [0xfe; 16],
-        bits: 128,
-    };
+    let v6 = Prefix { family: Family::V6, address: [0xfe; 16], bits: 128 };
     assert!(v6.covers(Family::V6, &[0xfe; 16]));
     let mut last_bit_differs = [0xfe; 16];
     last_bit_differs[15] ^= 1;
@@ -118,10 +90,7 @@ fn host_bits_of_a_prefix_are_ignored() {
 #[test]
 fn a_prefix_of_the_other_family_never_matches() {
     // The same 16 bytes, read in the other family.
-    let as_v6 = Prefix {
-        family: Family::V6,
-        ..net24()
-    };
+    let as_v6 = Prefix { family: Family::V6, ..net24() };
     assert_eq!(of(&[allow(as_v6)], &[as_v6]), Ruling::NoRule);
 }
 
@@ -130,14 +99,8 @@ fn the_most_specific_typed_prefix_decides() {
     assert_eq!(of(&[deny(net16()), allow(net24())], &[]), Ruling::Allow);
     assert_eq!(of(&[allow(net24()), deny(net16())], &[]), Ruling::Allow);
     assert_eq!(of(&[allow(net16()), deny(net24())], &[]), Ruling::Deny);
-    assert_eq!(
-        of(&[allow(net16()), deny(net24()), allow(host())], &[]),
-        Ruling::Allow
-    );
-    assert_eq!(
-        of(&[deny(prefix4([0; 4], 0)), allow(net16())], &[]),
-        Ruling::Allow
-    );
+    assert_eq!(of(&[allow(net16()), deny(net24()), allow(host())], &[]), Ruling::Allow);
+    assert_eq!(of(&[deny(prefix4([0; 4], 0)), allow(net16())], &[]), Ruling::Allow);
     assert_eq!(of(&[allow(prefix4([0; 4], 0))], &[]), Ruling::Allow);
 }
 
@@ -149,109 +112,47 @@ fn deny_wins_between_typed_rules_of_one_prefix() {
 
 #[test]
 fn a_rule_holds_until_its_end_and_not_at_it() {
-    let ending = Rule {
-        until_ns: 2_000,
-        ..allow(net24())
-    };
+    let ending = Rule { until_ns: 2_000, ..allow(net24()) };
     assert_eq!(at(&[ending], &[], OLLAMA, 1_999), Ruling::Allow);
     assert_eq!(at(&[ending], &[], OLLAMA, 2_000), Ruling::NoRule);
-    assert_eq!(
-        at(&[allow(net24())], &[], OLLAMA, NO_END - 1),
-        Ruling::Allow
-    );
+    assert_eq!(at(&[allow(net24())], &[], OLLAMA, NO_END - 1), Ruling::Allow);
 }
 
 #[test]
 fn an_end_uncovers_the_rule_beneath() {
-    let allow_host = Rule {
-        until_ns: 2_000,
-        ..allow(host())
-    };
-    assert_eq!(
-        at(&[allow_host, deny(net24())], &[], OLLAMA, 1_999),
-        Ruling::Allow
-    );
-    assert_eq!(
-        at(&[allow_host, deny(net24())], &[], OLLAMA, 2_000),
-        Ruling::Deny
-    );
+    let allow_host = Rule { until_ns: 2_000, ..allow(host()) };
+    assert_eq!(at(&[allow_host, deny(net24())], &[], OLLAMA, 1_999), Ruling::Allow);
+    assert_eq!(at(&[allow_host, deny(net24())], &[], OLLAMA, 2_000), Ruling::Deny);
 
-    let deny_host = Rule {
-        until_ns: 2_000,
-        ..deny(host())
-    };
-    assert_eq!(
-        at(&[deny_host, allow(net24())], &[], OLLAMA, 1_999),
-        Ruling::Deny
-    );
-    assert_eq!(
-        at(&[deny_host, allow(net24())], &[], OLLAMA, 2_000),
-        Ruling::Allow
-    );
+    let deny_host = Rule { until_ns: 2_000, ..deny(host()) };
+    assert_eq!(at(&[deny_host, allow(net24())], &[], OLLAMA, 1_999), Ruling::Deny);
+    assert_eq!(at(&[deny_host, allow(net24())], &[], OLLAMA, 2_000), Ruling::Allow);
 
     // Between rules of one prefix, with a set and local sources beneath.
-    let deny_net = Rule {
-        until_ns: 2_000,
-        ..deny(net24())
-    };
-    assert_eq!(
-        at(&[deny_net, allow(net24())], &[], OLLAMA, 2_000),
-        Ruling::Allow
-    );
-    assert_eq!(
-        at(&[deny_net, set_allow(net16())], &[], OLLAMA, 2_000),
-        Ruling::Allow
-    );
+    let deny_net = Rule { until_ns: 2_000, ..deny(net24()) };
+    assert_eq!(at(&[deny_net, allow(net24())], &[], OLLAMA, 2_000), Ruling::Allow);
+    assert_eq!(at(&[deny_net, set_allow(net16())], &[], OLLAMA, 2_000), Ruling::Allow);
     assert_eq!(at(&[deny_net], &[net24()], OLLAMA, 2_000), Ruling::Local);
-    let set_ending = Rule {
-        until_ns: 2_000,
-        ..set_deny(host())
-    };
-    assert_eq!(
-        at(&[set_ending, set_allow(net16())], &[], OLLAMA, 1_999),
-        Ruling::Deny
-    );
-    assert_eq!(
-        at(&[set_ending, set_allow(net16())], &[], OLLAMA, 2_000),
-        Ruling::Allow
-    );
+    let set_ending = Rule { until_ns: 2_000, ..set_deny(host()) };
+    assert_eq!(at(&[set_ending, set_allow(net16())], &[], OLLAMA, 1_999), Ruling::Deny);
+    assert_eq!(at(&[set_ending, set_allow(net16())], &[], OLLAMA, 2_000), Ruling::Allow);
 }
 
 #[test]
 fn a_rule_for_other_ports_is_as_if_it_were_not_there() {
-    let deny_other = Rule {
-        ports: &[OTHER],
-        ..deny(host())
-    };
-    assert_eq!(
-        at(&[deny_other, allow(net24())], &[], OLLAMA, NOW_NS),
-        Ruling::Allow
-    );
-    assert_eq!(
-        at(&[deny_other, allow(net24())], &[], OTHER, NOW_NS),
-        Ruling::Deny
-    );
+    let deny_other = Rule { ports: &[OTHER], ..deny(host()) };
+    assert_eq!(at(&[deny_other, allow(net24())], &[], OLLAMA, NOW_NS), Ruling::Allow);
+    assert_eq!(at(&[deny_other, allow(net24())], &[], OTHER, NOW_NS), Ruling::Deny);
     assert_eq!(at(&[deny_other], &[net24()], OLLAMA, NOW_NS), Ruling::Local);
-    let allow_both = Rule {
-        ports: &[OTHER, OLLAMA],
-        ..allow(host())
-    };
+    let allow_both = Rule { ports: &[OTHER, OLLAMA], ..allow(host()) };
     assert_eq!(at(&[allow_both], &[], OLLAMA, NOW_NS), Ruling::Allow);
 }
 
 #[test]
 fn a_port_of_the_other_protocol_is_another_port() {
-    let udp = Port {
-        protocol: Protocol::Udp,
-        ..OLLAMA
-    };
-    let allow_udp = Rule {
-        ports: &[Port {
-            protocol: Protocol::Udp,
-            number: 11434,
-        }],
-        ..allow(host())
-    };
+    let udp = Port { protocol: Protocol::Udp, ..OLLAMA };
+    let allow_udp =
+        Rule { ports: &[Port { protocol: Protocol::Udp, number: 11434 }], ..allow(host()) };
     assert_eq!(at(&[allow_udp], &[], OLLAMA, NOW_NS), Ruling::NoRule);
     assert_eq!(at(&[allow_udp], &[], udp, NOW_NS), Ruling::Allow);
 }
@@ -264,18 +165,9 @@ fn a_typed_rule_beats_every_set() {
 
 #[test]
 fn among_sets_deny_wins_whatever_the_lengths() {
-    assert_eq!(
-        of(&[set_deny(net16()), set_allow(host())], &[]),
-        Ruling::Deny
-    );
-    assert_eq!(
-        of(&[set_allow(host()), set_deny(net16())], &[]),
-        Ruling::Deny
-    );
-    assert_eq!(
-        of(&[set_allow(net16()), set_deny(host())], &[]),
-        Ruling::Deny
-    );
+    assert_eq!(of(&[set_deny(net16()), set_allow(host())], &[]), Ruling::Deny);
+    assert_eq!(of(&[set_allow(host()), set_deny(net16())], &[]), Ruling::Deny);
+    assert_eq!(of(&[set_allow(net16()), set_deny(host())], &[]), Ruling::Deny);
     assert_eq!(of(&[set_allow(host())], &[]), Ruling::Allow);
 }
 
@@ -289,11 +181,8 @@ fn local_sources_lie_beneath_every_rule() {
 
 #[test]
 fn a_policy_answers_for_the_two_addresses_of_its_packet() {
-    let packet = Packet {
-        source: v4([192, 0, 2, 7]),
-        destination: v4([198, 51, 100, 4]),
-        ..Packet::EMPTY
-    };
+    let packet =
+        Packet { source: v4([192, 0, 2, 7]), destination: v4([198, 51, 100, 4]), ..Packet::EMPTY };
     let policy = Policy {
         ports: &[OTHER, OLLAMA],
         rules: &[allow(net24()), deny(prefix4([198, 51, 100, 4], 32))],
@@ -304,22 +193,9 @@ fn a_policy_answers_for_the_two_addresses_of_its_packet() {
         backstop: false,
     };
     let about = policy.about(&packet);
-    let index = about.guarded(
-        OLLAMA.protocol,
-        Family::V4,
-        &packet.destination,
-        OLLAMA.number,
-    );
+    let index = about.guarded(OLLAMA.protocol, Family::V4, &packet.destination, OLLAMA.number);
     assert_eq!(index, Some(1));
-    assert_eq!(
-        about.guarded(
-            Protocol::Udp,
-            Family::V4,
-            &packet.destination,
-            OLLAMA.number
-        ),
-        None
-    );
+    assert_eq!(about.guarded(Protocol::Udp, Family::V4, &packet.destination, OLLAMA.number), None);
     assert!(about.guards(Protocol::Tcp) && !about.guards(Protocol::Udp));
 
     let source = about.lookup(Family::V4, &packet.source);

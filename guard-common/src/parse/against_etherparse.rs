@@ -39,16 +39,8 @@ struct Built {
 
 #[derive(Clone, Debug)]
 enum Net {
-    V4 {
-        source: [u8; 4],
-        destination: [u8; 4],
-        option_words: usize,
-    },
-    V6 {
-        source: [u8; 16],
-        destination: [u8; 16],
-        chain: Chain,
-    },
+    V4 { source: [u8; 4], destination: [u8; 4], option_words: usize },
+    V6 { source: [u8; 16], destination: [u8; 16], chain: Chain },
 }
 
 /// The extension headers that etherparse can build, in its order; a number is a length.
@@ -75,58 +67,33 @@ fn chain() -> impl Strategy<Value = Chain> {
         any::<bool>(),
         option::of(0..8_usize),
     )
-        .prop_map(
-            |(hop_by_hop, destination, routing, atomic_fragment, authentication)| Chain {
-                hop_by_hop,
-                destination,
-                routing,
-                atomic_fragment,
-                authentication,
-            },
-        )
+        .prop_map(|(hop_by_hop, destination, routing, atomic_fragment, authentication)| {
+            Chain { hop_by_hop, destination, routing, atomic_fragment, authentication }
+        })
 }
 
 fn built() -> impl Strategy<Value = Built> {
     let net = prop_oneof![
         (any::<[u8; 4]>(), any::<[u8; 4]>(), 0..=10_usize).prop_map(
-            |(source, destination, option_words)| Net::V4 {
-                source,
-                destination,
-                option_words
-            }
+            |(source, destination, option_words)| Net::V4 { source, destination, option_words }
         ),
-        (any::<[u8; 16]>(), any::<[u8; 16]>(), chain()).prop_map(|(source, destination, chain)| {
-            Net::V6 {
-                source,
-                destination,
-                chain,
-            }
-        }),
+        (any::<[u8; 16]>(), any::<[u8; 16]>(), chain())
+            .prop_map(|(source, destination, chain)| { Net::V6 { source, destination, chain } }),
     ];
     let transport = prop_oneof![
-        (any::<u8>(), 0..=10_usize).prop_map(|(flags, option_words)| Transport::Tcp {
-            flags,
-            option_words
-        }),
+        (any::<u8>(), 0..=10_usize)
+            .prop_map(|(flags, option_words)| Transport::Tcp { flags, option_words }),
         Just(Transport::Udp),
     ];
-    (
-        many(0..4096_u16, 0..=2),
-        net,
-        transport,
-        any::<[u16; 2]>(),
-        many(any::<u8>(), 0..40),
-    )
-        .prop_map(
-            |(tags, net, transport, [source_port, port], payload)| Built {
-                tags,
-                net,
-                transport,
-                source_port,
-                port,
-                payload,
-            },
-        )
+    (many(0..4096_u16, 0..=2), net, transport, any::<[u16; 2]>(), many(any::<u8>(), 0..40))
+        .prop_map(|(tags, net, transport, [source_port, port], payload)| Built {
+            tags,
+            net,
+            transport,
+            source_port,
+            port,
+            payload,
+        })
 }
 
 fn raw_header(words: usize) -> Ipv6RawExtHeader {
@@ -140,21 +107,13 @@ fn authentication_header(words: usize) -> IpAuthHeader {
 impl Built {
     fn frame(&self) -> Vec<u8> {
         let ip = match &self.net {
-            Net::V4 {
-                source,
-                destination,
-                option_words,
-            } => {
+            Net::V4 { source, destination, option_words } => {
                 let mut header =
                     Ipv4Header::new(0, 64, IpNumber(0), *source, *destination).unwrap();
                 header.options = Ipv4Options::try_from(&vec![1; 4 * option_words][..]).unwrap();
                 IpHeaders::Ipv4(header, Ipv4Extensions::default())
             }
-            Net::V6 {
-                source,
-                destination,
-                chain,
-            } => {
+            Net::V6 { source, destination, chain } => {
                 let header = Ipv6Header {
                     source: *source,
                     destination: *destination,
@@ -185,10 +144,7 @@ impl Built {
         };
         let mut frame = Vec::new();
         match self.transport {
-            Transport::Tcp {
-                flags,
-                option_words,
-            } => {
+            Transport::Tcp { flags, option_words } => {
                 let mut header = TcpHeader::new(self.source_port, self.port, 1, 2);
                 header.fin = flags & 0x01 != 0;
                 header.syn = flags & 0x02 != 0;
@@ -199,14 +155,10 @@ impl Built {
                 header.ece = flags & 0x40 != 0;
                 header.cwr = flags & 0x80 != 0;
                 header.options = TcpOptions::try_from_slice(&vec![1; 4 * option_words]).unwrap();
-                step.tcp_header(header)
-                    .write(&mut frame, &self.payload)
-                    .unwrap();
+                step.tcp_header(header).write(&mut frame, &self.payload).unwrap();
             }
             Transport::Udp => {
-                step.udp(self.source_port, self.port)
-                    .write(&mut frame, &self.payload)
-                    .unwrap();
+                step.udp(self.source_port, self.port).write(&mut frame, &self.payload).unwrap();
             }
         }
         frame
@@ -215,31 +167,17 @@ impl Built {
     /// What was put in.
     fn facts(&self) -> Packet {
         let (family, source, destination) = match self.net {
-            Net::V4 {
-                source,
-                destination,
-                ..
-            } => (Family::V4, padded(source), padded(destination)),
-            Net::V6 {
-                source,
-                destination,
-                ..
-            } => (Family::V6, source, destination),
+            Net::V4 { source, destination, .. } => {
+                (Family::V4, padded(source), padded(destination))
+            }
+            Net::V6 { source, destination, .. } => (Family::V6, source, destination),
         };
         let (protocol, tcp_flags) = match self.transport {
             Transport::Tcp { flags, .. } => (Protocol::Tcp, flags),
             Transport::Udp => (Protocol::Udp, 0),
         };
         let (source_port, port) = (self.source_port, self.port);
-        Packet {
-            source,
-            destination,
-            family,
-            protocol,
-            source_port,
-            port,
-            tcp_flags,
-        }
+        Packet { source, destination, family, protocol, source_port, port, tcp_flags }
     }
 }
 
@@ -271,11 +209,7 @@ fn sliced(bytes: &[u8]) -> Option<Packet> {
     let (family, source, destination) = match packet.net.as_ref()? {
         NetSlice::Ipv4(ip) if ip.extensions().is_empty() => {
             let header = ip.header();
-            (
-                Family::V4,
-                padded(header.source()),
-                padded(header.destination()),
-            )
+            (Family::V4, padded(header.source()), padded(header.destination()))
         }
         NetSlice::Ipv6(ip)
             if ip.extensions().clone().into_iter().count() <= MAX_EXTENSION_HEADERS =>
@@ -285,24 +219,13 @@ fn sliced(bytes: &[u8]) -> Option<Packet> {
         _ => return None,
     };
     let (protocol, source_port, port, tcp_flags) = match packet.transport.as_ref()? {
-        TransportSlice::Tcp(tcp) => (
-            Protocol::Tcp,
-            tcp.source_port(),
-            tcp.destination_port(),
-            tcp.slice()[13],
-        ),
+        TransportSlice::Tcp(tcp) => {
+            (Protocol::Tcp, tcp.source_port(), tcp.destination_port(), tcp.slice()[13])
+        }
         TransportSlice::Udp(udp) => (Protocol::Udp, udp.source_port(), udp.destination_port(), 0),
         _ => return None,
     };
-    Some(Packet {
-        source,
-        destination,
-        family,
-        protocol,
-        source_port,
-        port,
-        tcp_flags,
-    })
+    Some(Packet { source, destination, family, protocol, source_port, port, tcp_flags })
 }
 
 /// Where the transport header of a frame stands, walked with etherparse's readers of single headers, which know nothing of
@@ -321,13 +244,8 @@ fn walked(bytes: &[u8]) -> Option<Place> {
     let mut kind = ethernet.ether_type();
     let mut offset = ETHERNET_BYTES;
     for _ in 0..MAX_VLAN_TAGS {
-        if matches!(
-            kind,
-            ether_type::VLAN_TAGGED_FRAME | ether_type::PROVIDER_BRIDGING
-        ) {
-            kind = SingleVlanHeaderSlice::from_slice(bytes.get(offset..)?)
-                .ok()?
-                .ether_type();
+        if matches!(kind, ether_type::VLAN_TAGGED_FRAME | ether_type::PROVIDER_BRIDGING) {
+            kind = SingleVlanHeaderSlice::from_slice(bytes.get(offset..)?).ok()?.ether_type();
             offset += 4;
         }
     }
@@ -405,11 +323,7 @@ fn agrees(bytes: &[u8]) -> Result<(), TestCaseError> {
         );
         return Ok(());
     };
-    let protocol = if place.number == ip_number::TCP {
-        Protocol::Tcp
-    } else {
-        Protocol::Udp
-    };
+    let protocol = if place.number == ip_number::TCP { Protocol::Tcp } else { Protocol::Udp };
     let octet = |at: usize| bytes.get(place.offset + at).copied();
     let number = |at: usize| Some(u16::from_be_bytes([octet(at)?, octet(at + 1)?]));
     let tcp_flags = if protocol == Protocol::Tcp && !place.is_first_fragment {
@@ -431,11 +345,7 @@ fn agrees(bytes: &[u8]) -> Result<(), TestCaseError> {
         port: number(2).unwrap(),
         tcp_flags,
     };
-    let expected_outcome = if contradicts_itself {
-        Outcome::Broken
-    } else {
-        Outcome::Whole
-    };
+    let expected_outcome = if contradicts_itself { Outcome::Broken } else { Outcome::Whole };
     prop_assert_eq!((outcome, packet), (expected_outcome, expected));
     Ok(())
 }
@@ -482,9 +392,7 @@ impl Extension {
             }
             Self::Fragment { offset, more } => {
                 let offset = IpFragOffset::try_new(*offset).unwrap();
-                Ipv6FragmentHeader::new(next, offset, *more, 7)
-                    .to_bytes()
-                    .to_vec()
+                Ipv6FragmentHeader::new(next, offset, *more, 7).to_bytes().to_vec()
             }
         }
     }

@@ -34,9 +34,5 @@ pub(super) fn read<R: Reader + ?Sized>(
             matches!(u16::from_be_bytes(length), 0 | 8..)
         }),
     };
-    if sound {
-        Outcome::Whole
-    } else {
-        Outcome::Broken
-    }
+    if sound { Outcome::Whole } else { Outcome::Broken }
 }

@@ -8,18 +8,9 @@ use crate::{
     model::{self, Action, Kind, Policy, Port, Prefix, Rule},
 };
 
-const TCP_11434: Port = Port {
-    protocol: Protocol::Tcp,
-    number: 11_434,
-};
-const TCP_8080: Port = Port {
-    protocol: Protocol::Tcp,
-    number: 8_080,
-};
-const UDP_53: Port = Port {
-    protocol: Protocol::Udp,
-    number: 53,
-};
+const TCP_11434: Port = Port { protocol: Protocol::Tcp, number: 11_434 };
+const TCP_8080: Port = Port { protocol: Protocol::Tcp, number: 8_080 };
+const UDP_53: Port = Port { protocol: Protocol::Udp, number: 53 };
 
 const ALLOWED: Decision = Decision::Judged(Verdict::Pass, Reason::Allowed);
 const LOCAL: Decision = Decision::Judged(Verdict::Pass, Reason::Local);
@@ -44,21 +35,11 @@ fn padded(octets: [u8; 4]) -> AddressBytes {
 fn prefix(text: &str) -> Prefix {
     let (start, bits) = text.split_once('/').unwrap();
     let (family, address) = address(start);
-    Prefix {
-        family,
-        address,
-        bits: bits.parse().unwrap(),
-    }
+    Prefix { family, address, bits: bits.parse().unwrap() }
 }
 
 fn rule(action: Action, source: &str) -> Rule<'static> {
-    Rule {
-        action,
-        kind: Kind::Typed,
-        prefix: prefix(source),
-        ports: &[],
-        until_ns: NO_END,
-    }
+    Rule { action, kind: Kind::Typed, prefix: prefix(source), ports: &[], until_ns: NO_END }
 }
 
 /// A packet to TCP 11434.
@@ -89,11 +70,7 @@ struct Host {
 fn host() -> Host {
     Host {
         ports: [TCP_8080, TCP_11434].into(),
-        rules: [
-            rule(Action::Allow, "192.0.2.0/24"),
-            rule(Action::Allow, "2001:db8:a::/48"),
-        ]
-        .into(),
+        rules: [rule(Action::Allow, "192.0.2.0/24"), rule(Action::Allow, "2001:db8:a::/48")].into(),
         local: [
             prefix("198.51.100.4/32"),
             prefix("172.17.0.0/16"),
@@ -136,14 +113,8 @@ fn numbers_are_pinned() {
     assert_eq!(Hook::ALL.map(|hook| hook as u8), [0, 1, 2, 3]);
     assert_eq!(Hook::ALL.map(Hook::name), ["xdp", "tcx", "edge", "cgroup"]);
     assert_eq!(Verdict::ALL.map(|verdict| verdict as u8), [0, 1, 2]);
-    assert_eq!(
-        Verdict::ALL.map(Verdict::name),
-        ["pass", "drop", "would-drop"]
-    );
-    assert_eq!(
-        Reason::ALL.map(|reason| reason as u8),
-        [0, 1, 2, 3, 4, 5, 6, 7]
-    );
+    assert_eq!(Verdict::ALL.map(Verdict::name), ["pass", "drop", "would-drop"]);
+    assert_eq!(Reason::ALL.map(|reason| reason as u8), [0, 1, 2, 3, 4, 5, 6, 7]);
     let names = [
         "allowed",
         "local",
@@ -162,10 +133,7 @@ fn only_known_numbers_are_read() {
     for number in 0..=u8::MAX {
         let place = usize::from(number);
         assert_eq!(Hook::from_number(number), Hook::ALL.get(place).copied());
-        assert_eq!(
-            Verdict::from_number(number),
-            Verdict::ALL.get(place).copied()
-        );
+        assert_eq!(Verdict::from_number(number), Verdict::ALL.get(place).copied());
         assert_eq!(Reason::from_number(number), Reason::ALL.get(place).copied());
     }
 }
@@ -175,10 +143,7 @@ fn only_known_numbers_are_read() {
 #[test]
 fn what_is_not_ours_is_left_alone() {
     let (host, stranger) = (host(), packet("203.0.113.9", OWN4));
-    assert_eq!(
-        outside(Outcome::NotOurs, &stranger, &host.policy()),
-        Decision::NotOurs
-    );
+    assert_eq!(outside(Outcome::NotOurs, &stranger, &host.policy()), Decision::NotOurs);
 }
 
 #[test]
@@ -187,18 +152,9 @@ fn an_unguarded_port_is_not_ours_whatever_the_packet() {
     for source in ["203.0.113.9", "192.0.2.7", "127.0.0.1", OWN4, "0.0.0.0"] {
         for destination in [OWN4, "127.0.0.1", "224.0.0.1", "203.0.113.1"] {
             for outcome in [Outcome::Whole, Outcome::Broken] {
-                let other_port = Packet {
-                    port: 443,
-                    ..packet(source, destination)
-                };
-                assert_eq!(
-                    outside(outcome, &other_port, &host.policy()),
-                    Decision::NotOurs
-                );
-                let udp = Packet {
-                    protocol: Protocol::Udp,
-                    ..packet(source, destination)
-                };
+                let other_port = Packet { port: 443, ..packet(source, destination) };
+                assert_eq!(outside(outcome, &other_port, &host.policy()), Decision::NotOurs);
+                let udp = Packet { protocol: Protocol::Udp, ..packet(source, destination) };
                 assert_eq!(outside(outcome, &udp, &host.policy()), Decision::NotOurs);
             }
         }
@@ -208,15 +164,8 @@ fn an_unguarded_port_is_not_ours_whatever_the_packet() {
 #[test]
 fn replies_from_a_guarded_port_elsewhere_are_not_ours() {
     let host = host();
-    let reply = Packet {
-        source_port: 11_434,
-        port: 40_000,
-        ..packet("203.0.113.9", OWN4)
-    };
-    assert_eq!(
-        outside(Outcome::Whole, &reply, &host.policy()),
-        Decision::NotOurs
-    );
+    let reply = Packet { source_port: 11_434, port: 40_000, ..packet("203.0.113.9", OWN4) };
+    assert_eq!(outside(Outcome::Whole, &reply, &host.policy()), Decision::NotOurs);
 }
 
 #[test]
@@ -233,11 +182,7 @@ fn rules_decide_over_both_families() {
         ("2001:db8:b::7", OWN6, dropped(Reason::NoRule)),
     ] {
         let packet = packet(source, destination);
-        assert_eq!(
-            outside(Outcome::Whole, &packet, &host.policy()),
-            decision,
-            "{source}"
-        );
+        assert_eq!(outside(Outcome::Whole, &packet, &host.policy()), decision, "{source}");
     }
 }
 
@@ -251,21 +196,13 @@ fn a_container_as_destination_is_judged_like_any_other() {
         ("2001:db8:b::7", "fd00:17::2", dropped(Reason::NoRule)),
     ] {
         let packet = packet(source, destination);
-        assert_eq!(
-            outside(Outcome::Whole, &packet, &host.policy()),
-            decision,
-            "{source}"
-        );
+        assert_eq!(outside(Outcome::Whole, &packet, &host.policy()), decision, "{source}");
     }
 }
 
 /// A host that allows every source, so that what is dropped is dropped before the rules.
 fn open_host() -> Host {
-    let rules = [
-        rule(Action::Allow, "0.0.0.0/0"),
-        rule(Action::Allow, "::/0"),
-    ]
-    .into();
+    let rules = [rule(Action::Allow, "0.0.0.0/0"), rule(Action::Allow, "::/0")].into();
     Host { rules, ..host() }
 }
 
@@ -312,13 +249,7 @@ fn sources_that_cannot_come_from_outside_are_spoofed_whatever_the_rules() {
 #[test]
 fn neighbours_of_the_spoofed_ranges_are_sources_like_any_other() {
     let host = open_host();
-    for source in [
-        "1.0.0.0",
-        "126.255.255.255",
-        "128.0.0.0",
-        "223.255.255.255",
-        "172.16.255.255",
-    ] {
+    for source in ["1.0.0.0", "126.255.255.255", "128.0.0.0", "223.255.255.255", "172.16.255.255"] {
         assert_eq!(
             outside(Outcome::Whole, &packet(source, OWN4), &host.policy()),
             ALLOWED,
@@ -348,76 +279,39 @@ fn a_mapped_source_is_never_taken_for_the_ipv4_host() {
     // Neither at the NIC nor at the socket, where a rule for the IPv4 host must not match it.
     let host = host();
     let mapped = packet("::ffff:192.0.2.7", OWN6);
-    assert_eq!(
-        outside(Outcome::Whole, &mapped, &host.policy()),
-        dropped(Reason::Spoofed)
-    );
-    assert_eq!(
-        socket(&mapped, 11_434, &host.policy()),
-        dropped(Reason::NoRule)
-    );
+    assert_eq!(outside(Outcome::Whole, &mapped, &host.policy()), dropped(Reason::Spoofed));
+    assert_eq!(socket(&mapped, 11_434, &host.policy()), dropped(Reason::NoRule));
 }
 
 #[test]
 fn loopback_destinations_are_spoofed_even_where_forwarded_packets_pass() {
     let host = open_host();
-    for (source, destination) in [
-        ("192.0.2.7", "127.0.0.1"),
-        ("192.0.2.7", "127.255.255.255"),
-        ("2001:db8:a::7", "::1"),
-    ] {
+    for (source, destination) in
+        [("192.0.2.7", "127.0.0.1"), ("192.0.2.7", "127.255.255.255"), ("2001:db8:a::7", "::1")]
+    {
         for forwarded in [false, true] {
-            let policy = Policy {
-                forwarded,
-                ..host.policy()
-            };
+            let policy = Policy { forwarded, ..host.policy() };
             let decision = outside(Outcome::Whole, &packet(source, destination), &policy);
             assert_eq!(decision, dropped(Reason::Spoofed), "{destination}");
         }
     }
-    let policy = Policy {
-        forwarded: true,
-        ..host.policy()
-    };
-    assert_eq!(
-        outside(Outcome::Whole, &packet("2001:db8:a::7", "::2"), &policy),
-        ALLOWED
-    );
-    assert_eq!(
-        outside(Outcome::Whole, &packet("192.0.2.7", "128.0.0.1"), &policy),
-        ALLOWED
-    );
+    let policy = Policy { forwarded: true, ..host.policy() };
+    assert_eq!(outside(Outcome::Whole, &packet("2001:db8:a::7", "::2"), &policy), ALLOWED);
+    assert_eq!(outside(Outcome::Whole, &packet("192.0.2.7", "128.0.0.1"), &policy), ALLOWED);
 }
 
 #[test]
 fn transit_is_left_alone_unless_it_is_guarded() {
     let host = host();
-    let guarded = Policy {
-        forwarded: true,
-        ..host.policy()
-    };
-    for (source, destination) in [
-        ("203.0.113.9", "203.0.113.200"),
-        ("2001:db8:b::7", "2001:db8:b::200"),
-    ] {
+    let guarded = Policy { forwarded: true, ..host.policy() };
+    for (source, destination) in
+        [("203.0.113.9", "203.0.113.200"), ("2001:db8:b::7", "2001:db8:b::200")]
+    {
         let transit = packet(source, destination);
-        assert_eq!(
-            outside(Outcome::Whole, &transit, &host.policy()),
-            Decision::NotOurs
-        );
-        assert_eq!(
-            outside(Outcome::Whole, &transit, &guarded),
-            dropped(Reason::NoRule)
-        );
+        assert_eq!(outside(Outcome::Whole, &transit, &host.policy()), Decision::NotOurs);
+        assert_eq!(outside(Outcome::Whole, &transit, &guarded), dropped(Reason::NoRule));
     }
-    assert_eq!(
-        outside(
-            Outcome::Whole,
-            &packet("192.0.2.7", "203.0.113.200"),
-            &guarded
-        ),
-        ALLOWED
-    );
+    assert_eq!(outside(Outcome::Whole, &packet("192.0.2.7", "203.0.113.200"), &guarded), ALLOWED);
 }
 
 #[test]
@@ -426,10 +320,7 @@ fn transit_is_no_business_of_ours_even_if_spoofed_or_broken() {
     for source in ["127.0.0.1", OWN4, "0.0.0.0"] {
         for outcome in [Outcome::Whole, Outcome::Broken] {
             let transit = packet(source, "203.0.113.200");
-            assert_eq!(
-                outside(outcome, &transit, &host.policy()),
-                Decision::NotOurs
-            );
+            assert_eq!(outside(outcome, &transit, &host.policy()), Decision::NotOurs);
         }
     }
 }
@@ -452,10 +343,7 @@ fn destinations_that_are_every_hosts_are_this_hosts() {
         assert_eq!(decision, dropped(Reason::NoRule), "{destination}");
     }
     let from_nowhere = packet("0.0.0.0", "0.0.0.0");
-    assert_eq!(
-        outside(Outcome::Whole, &from_nowhere, &host.policy()),
-        dropped(Reason::Spoofed)
-    );
+    assert_eq!(outside(Outcome::Whole, &from_nowhere, &host.policy()), dropped(Reason::Spoofed));
 }
 
 #[test]
@@ -489,26 +377,13 @@ fn the_first_that_applies_gives_the_reason() {
     let host = host();
     // To loopback, in transit, spoofed, broken and unruled at once; then one less each time.
     for (source, destination, outcome, decision) in [
-        (
-            "0.0.0.0",
-            "127.0.0.1",
-            Outcome::Broken,
-            dropped(Reason::Spoofed),
-        ),
+        ("0.0.0.0", "127.0.0.1", Outcome::Broken, dropped(Reason::Spoofed)),
         ("0.0.0.0", "203.0.113.1", Outcome::Broken, Decision::NotOurs),
         ("0.0.0.0", OWN4, Outcome::Broken, dropped(Reason::Spoofed)),
-        (
-            "203.0.113.9",
-            OWN4,
-            Outcome::Broken,
-            dropped(Reason::Malformed),
-        ),
+        ("203.0.113.9", OWN4, Outcome::Broken, dropped(Reason::Malformed)),
         ("203.0.113.9", OWN4, Outcome::Whole, dropped(Reason::NoRule)),
     ] {
-        assert_eq!(
-            outside(outcome, &packet(source, destination), &host.policy()),
-            decision
-        );
+        assert_eq!(outside(outcome, &packet(source, destination), &host.policy()), decision);
     }
 }
 
@@ -519,12 +394,7 @@ const LONG_CHAIN: Outcome = Outcome::Undecidable(Known::Addresses);
 const CUT_SHORT: Outcome = Outcome::Undecidable(Known::Nothing);
 
 fn without_ports(packet: Packet) -> Packet {
-    Packet {
-        source_port: 0,
-        port: 0,
-        tcp_flags: 0,
-        ..packet
-    }
+    Packet { source_port: 0, port: 0, tcp_flags: 0, ..packet }
 }
 
 #[test]
@@ -541,10 +411,7 @@ fn undecidable_packets_are_the_backstops_business_where_there_is_one() {
             let packet = without_ports(packet(source, OWN4));
             let left = Decision::Judged(Verdict::Pass, reason);
             assert_eq!(outside(outcome, &packet, &host.policy()), left);
-            let alone = Policy {
-                backstop: false,
-                ..host.policy()
-            };
+            let alone = Policy { backstop: false, ..host.policy() };
             assert_eq!(outside(outcome, &packet, &alone), dropped(reason));
         }
     }
@@ -553,54 +420,23 @@ fn undecidable_packets_are_the_backstops_business_where_there_is_one() {
 #[test]
 fn a_packet_of_a_protocol_that_is_not_guarded_cannot_be_for_a_guarded_port() {
     let fragment = without_ports(packet("203.0.113.9", OWN4));
-    let udp_fragment = Packet {
-        protocol: Protocol::Udp,
-        ..fragment
-    };
+    let udp_fragment = Packet { protocol: Protocol::Udp, ..fragment };
     let undecidable = dropped(Reason::Undecidable);
     for (ports, of_tcp, of_udp, of_unknown) in [
-        (
-            &[][..],
-            Decision::NotOurs,
-            Decision::NotOurs,
-            Decision::NotOurs,
-        ),
-        (
-            &[TCP_11434][..],
-            undecidable,
-            Decision::NotOurs,
-            undecidable,
-        ),
+        (&[][..], Decision::NotOurs, Decision::NotOurs, Decision::NotOurs),
+        (&[TCP_11434][..], undecidable, Decision::NotOurs, undecidable),
         (&[UDP_53][..], Decision::NotOurs, undecidable, undecidable),
-        (
-            &[TCP_11434, UDP_53][..],
-            undecidable,
-            undecidable,
-            undecidable,
-        ),
+        (&[TCP_11434, UDP_53][..], undecidable, undecidable, undecidable),
     ] {
-        let host = Host {
-            ports: ports.into(),
-            ..host()
-        };
-        let policy = Policy {
-            backstop: false,
-            ..host.policy()
-        };
+        let host = Host { ports: ports.into(), ..host() };
+        let policy = Policy { backstop: false, ..host.policy() };
         assert_eq!(outside(LATER_FRAGMENT, &fragment, &policy), of_tcp);
         assert_eq!(outside(LATER_FRAGMENT, &udp_fragment, &policy), of_udp);
         assert_eq!(outside(LONG_CHAIN, &fragment, &policy), of_unknown);
         assert_eq!(outside(CUT_SHORT, &fragment, &policy), of_unknown);
-        assert_eq!(
-            outside(Outcome::Malformed(Known::Protocol), &udp_fragment, &policy),
-            {
-                if of_udp == Decision::NotOurs {
-                    of_udp
-                } else {
-                    dropped(Reason::Malformed)
-                }
-            }
-        );
+        assert_eq!(outside(Outcome::Malformed(Known::Protocol), &udp_fragment, &policy), {
+            if of_udp == Decision::NotOurs { of_udp } else { dropped(Reason::Malformed) }
+        });
     }
 }
 
@@ -608,24 +444,12 @@ fn a_packet_of_a_protocol_that_is_not_guarded_cannot_be_for_a_guarded_port() {
 fn undecidable_transit_is_left_alone_where_the_destination_is_known() {
     let host = host();
     let transit = without_ports(packet("203.0.113.9", "203.0.113.200"));
-    let alone = Policy {
-        backstop: false,
-        ..host.policy()
-    };
+    let alone = Policy { backstop: false, ..host.policy() };
     assert_eq!(outside(LATER_FRAGMENT, &transit, &alone), Decision::NotOurs);
     assert_eq!(outside(LONG_CHAIN, &transit, &alone), Decision::NotOurs);
-    assert_eq!(
-        outside(CUT_SHORT, &transit, &alone),
-        dropped(Reason::Undecidable)
-    );
-    let guarded = Policy {
-        forwarded: true,
-        ..alone
-    };
-    assert_eq!(
-        outside(LATER_FRAGMENT, &transit, &guarded),
-        dropped(Reason::Undecidable)
-    );
+    assert_eq!(outside(CUT_SHORT, &transit, &alone), dropped(Reason::Undecidable));
+    let guarded = Policy { forwarded: true, ..alone };
+    assert_eq!(outside(LATER_FRAGMENT, &transit, &guarded), dropped(Reason::Undecidable));
 }
 
 #[test]
@@ -645,11 +469,7 @@ fn a_spoofed_source_is_not_left_to_the_backstop() {
         let spoofed = without_ports(packet(source, destination));
         for outcome in [LATER_FRAGMENT, LONG_CHAIN] {
             let decision = outside(outcome, &spoofed, &host.policy());
-            assert_eq!(
-                decision,
-                dropped(Reason::Spoofed),
-                "{source} to {destination}"
-            );
+            assert_eq!(decision, dropped(Reason::Spoofed), "{source} to {destination}");
         }
     }
     // Nothing is known of its addresses.
@@ -660,14 +480,8 @@ fn a_spoofed_source_is_not_left_to_the_backstop() {
 #[test]
 fn a_spoofed_fragment_of_a_protocol_that_is_not_guarded_is_not_ours() {
     let host = host();
-    let dhcp = Packet {
-        protocol: Protocol::Udp,
-        ..without_ports(packet("0.0.0.0", OWN4))
-    };
-    assert_eq!(
-        outside(LATER_FRAGMENT, &dhcp, &host.policy()),
-        Decision::NotOurs
-    );
+    let dhcp = Packet { protocol: Protocol::Udp, ..without_ports(packet("0.0.0.0", OWN4)) };
+    assert_eq!(outside(LATER_FRAGMENT, &dhcp, &host.policy()), Decision::NotOurs);
 }
 
 // At the socket.
@@ -675,16 +489,9 @@ fn a_spoofed_fragment_of_a_protocol_that_is_not_guarded_is_not_ours() {
 #[test]
 fn a_socket_that_is_not_guarded_is_not_ours() {
     let host = host();
-    let stranger = Packet {
-        port: 443,
-        ..packet("203.0.113.9", OWN4)
-    };
+    let stranger = Packet { port: 443, ..packet("203.0.113.9", OWN4) };
     assert_eq!(socket(&stranger, 443, &host.policy()), Decision::NotOurs);
-    let reply = Packet {
-        source_port: 11_434,
-        port: 40_000,
-        ..packet("203.0.113.9", OWN4)
-    };
+    let reply = Packet { source_port: 11_434, port: 40_000, ..packet("203.0.113.9", OWN4) };
     assert_eq!(socket(&reply, 40_000, &host.policy()), Decision::NotOurs);
 }
 
@@ -700,11 +507,7 @@ fn a_guarded_socket_lets_in_allowed_and_local_sources() {
         ("203.0.113.9", dropped(Reason::NoRule)),
     ] {
         let packet = packet(source, OWN4);
-        assert_eq!(
-            socket(&packet, 11_434, &host.policy()),
-            decision,
-            "{source}"
-        );
+        assert_eq!(socket(&packet, 11_434, &host.policy()), decision, "{source}");
     }
 }
 
@@ -713,24 +516,12 @@ fn a_packet_diverted_to_or_from_a_guarded_port_is_for_it() {
     // TPROXY and `sk_lookup`: the socket's own port is not the packet's destination port.
     let host = host();
     let stranger = packet("203.0.113.9", OWN4);
-    assert_eq!(
-        socket(&stranger, 9_999, &host.policy()),
-        dropped(Reason::NoRule)
-    );
-    let to_other_port = Packet {
-        port: 9_999,
-        ..stranger
-    };
-    assert_eq!(
-        socket(&to_other_port, 11_434, &host.policy()),
-        dropped(Reason::NoRule)
-    );
+    assert_eq!(socket(&stranger, 9_999, &host.policy()), dropped(Reason::NoRule));
+    let to_other_port = Packet { port: 9_999, ..stranger };
+    assert_eq!(socket(&to_other_port, 11_434, &host.policy()), dropped(Reason::NoRule));
     // A destination that is not this host's changes nothing here.
     let diverted = packet("203.0.113.9", "203.0.113.200");
-    assert_eq!(
-        socket(&diverted, 11_434, &host.policy()),
-        dropped(Reason::NoRule)
-    );
+    assert_eq!(socket(&diverted, 11_434, &host.policy()), dropped(Reason::NoRule));
     let allowed = packet("192.0.2.7", OWN4);
     assert_eq!(socket(&allowed, 9_999, &host.policy()), ALLOWED);
 }
@@ -738,13 +529,8 @@ fn a_packet_diverted_to_or_from_a_guarded_port_is_for_it() {
 #[test]
 fn where_both_ports_are_guarded_both_must_let_it_in() {
     let (net, one) = (prefix("192.0.2.0/24"), prefix("192.0.2.66/32"));
-    let typed = |action, prefix, ports| Rule {
-        action,
-        kind: Kind::Typed,
-        prefix,
-        ports,
-        until_ns: NO_END,
-    };
+    let typed =
+        |action, prefix, ports| Rule { action, kind: Kind::Typed, prefix, ports, until_ns: NO_END };
     let host = Host {
         rules: [
             typed(Action::Allow, net, &[TCP_11434]),
@@ -771,25 +557,16 @@ fn where_both_ports_are_guarded_both_must_let_it_in() {
         ("172.17.0.2", 11_434, 8_080, LOCAL),
         ("172.17.0.2", 8_080, 11_434, ALLOWED),
     ] {
-        let packet = Packet {
-            port: packet_port,
-            ..packet(source, OWN4)
-        };
+        let packet = Packet { port: packet_port, ..packet(source, OWN4) };
         let seen = socket(&packet, socket_port, &host.policy());
-        assert_eq!(
-            seen, decision,
-            "{source} to {packet_port} at a socket on {socket_port}"
-        );
+        assert_eq!(seen, decision, "{source} to {packet_port} at a socket on {socket_port}");
     }
 }
 
 #[test]
 fn where_the_packets_ports_are_not_known_the_sockets_decides_alone() {
     let host = host();
-    for (source, decision) in [
-        ("192.0.2.7", ALLOWED),
-        ("203.0.113.9", dropped(Reason::NoRule)),
-    ] {
+    for (source, decision) in [("192.0.2.7", ALLOWED), ("203.0.113.9", dropped(Reason::NoRule))] {
         let fragment = without_ports(packet(source, OWN4));
         assert_eq!(socket(&fragment, 11_434, &host.policy()), decision);
         assert_eq!(socket(&fragment, 443, &host.policy()), Decision::NotOurs);
@@ -799,15 +576,9 @@ fn where_the_packets_ports_are_not_known_the_sockets_decides_alone() {
 #[test]
 fn a_socket_of_the_other_protocol_is_not_ours() {
     let host = host();
-    let udp = Packet {
-        protocol: Protocol::Udp,
-        ..packet("203.0.113.9", OWN4)
-    };
+    let udp = Packet { protocol: Protocol::Udp, ..packet("203.0.113.9", OWN4) };
     assert_eq!(socket(&udp, 11_434, &host.policy()), Decision::NotOurs);
-    let host = Host {
-        ports: [UDP_53].into(),
-        ..host
-    };
+    let host = Host { ports: [UDP_53].into(), ..host };
     let query = Packet { port: 53, ..udp };
     assert_eq!(socket(&query, 53, &host.policy()), dropped(Reason::NoRule));
 }
@@ -818,37 +589,22 @@ fn a_socket_of_the_other_protocol_is_not_ours() {
 fn observe_passes_what_would_be_dropped_and_keeps_the_reason() {
     let mut host = host();
     host.rules.push(rule(Action::Deny, "192.0.2.66/32"));
-    let policy = Policy {
-        observing: true,
-        backstop: false,
-        ..host.policy()
-    };
+    let policy = Policy { observing: true, backstop: false, ..host.policy() };
     for (outcome, source, reason) in [
         (Outcome::Whole, "203.0.113.9", Reason::NoRule),
         (Outcome::Whole, "192.0.2.66", Reason::Denied),
         (Outcome::Whole, OWN4, Reason::Spoofed),
         (Outcome::Broken, "192.0.2.7", Reason::Malformed),
         (LATER_FRAGMENT, "192.0.2.7", Reason::Undecidable),
-        (
-            Outcome::Malformed(Known::Protocol),
-            "192.0.2.7",
-            Reason::Malformed,
-        ),
+        (Outcome::Malformed(Known::Protocol), "192.0.2.7", Reason::Malformed),
     ] {
         let seen = outside(outcome, &packet(source, OWN4), &policy);
-        assert_eq!(
-            seen,
-            Decision::Judged(Verdict::WouldDrop, reason),
-            "{source}"
-        );
+        assert_eq!(seen, Decision::Judged(Verdict::WouldDrop, reason), "{source}");
     }
     let stranger = packet("203.0.113.9", OWN4);
     let would_drop = Decision::Judged(Verdict::WouldDrop, Reason::NoRule);
     assert_eq!(socket(&stranger, 11_434, &policy), would_drop);
-    assert_eq!(
-        outside(Outcome::Whole, &packet("192.0.2.7", OWN4), &policy),
-        ALLOWED
-    );
+    assert_eq!(outside(Outcome::Whole, &packet("192.0.2.7", OWN4), &policy), ALLOWED);
     assert_eq!(socket(&packet("172.17.0.2", OWN4), 11_434, &policy), LOCAL);
 }
 
@@ -885,9 +641,7 @@ fn any_address() -> impl Strategy<Value = (Family, AddressBytes)> {
 
 fn any_packet() -> impl Strategy<Value = Packet> {
     let addresses = (any_address(), any_address())
-        .prop_filter("one family", |(source, destination)| {
-            source.0 == destination.0
-        });
+        .prop_filter("one family", |(source, destination)| source.0 == destination.0);
     let port = select(&[8_080, 11_434, 53, 443]);
     (addresses, select(&[Protocol::Tcp, Protocol::Udp]), port).prop_map(
         |(((family, source), (_, destination)), protocol, port)| Packet {
@@ -914,19 +668,13 @@ fn any_rule() -> impl Strategy<Value = Rule<'static>> {
         ports,
         select(&[0, 10, 20, NO_END]),
     )
-        .prop_map(
-            |(action, kind, (family, address), bits, ports, until_ns)| Rule {
-                action,
-                kind,
-                prefix: Prefix {
-                    family,
-                    address,
-                    bits: bits.min(family.bits()),
-                },
-                ports,
-                until_ns,
-            },
-        )
+        .prop_map(|(action, kind, (family, address), bits, ports, until_ns)| Rule {
+            action,
+            kind,
+            prefix: Prefix { family, address, bits: bits.min(family.bits()) },
+            ports,
+            until_ns,
+        })
 }
 
 /// A host, a time, and observing, forwarded and backstop.
@@ -934,15 +682,7 @@ fn any_host() -> impl Strategy<Value = (Host, u64, [bool; 3])> {
     let ports = proptest::sample::subsequence(&[TCP_8080, TCP_11434, UDP_53][..], 0..=3);
     let rules = proptest::collection::vec(any_rule(), 0..6);
     (ports, rules, 0..30_u64, any::<[bool; 3]>()).prop_map(|(ports, rules, now_ns, switches)| {
-        (
-            Host {
-                ports,
-                rules,
-                local: host().local,
-            },
-            now_ns,
-            switches,
-        )
+        (Host { ports, rules, local: host().local }, now_ns, switches)
     })
 }
 
@@ -959,13 +699,7 @@ fn any_outcome() -> impl Strategy<Value = Outcome> {
 
 impl Host {
     fn policy_at(&self, now_ns: u64, [observing, forwarded, backstop]: [bool; 3]) -> Policy<'_> {
-        Policy {
-            now_ns,
-            observing,
-            forwarded,
-            backstop,
-            ..self.policy()
-        }
+        Policy { now_ns, observing, forwarded, backstop, ..self.policy() }
     }
 
     fn guards(&self, protocol: Protocol, number: u16) -> bool {
@@ -985,18 +719,12 @@ impl Host {
     }
 
     fn is_local(&self, family: Family, address: &AddressBytes) -> bool {
-        self.local
-            .iter()
-            .any(|prefix| prefix.covers(family, address))
+        self.local.iter().any(|prefix| prefix.covers(family, address))
     }
 }
 
 fn said(ruling: Ruling, observing: bool) -> Decision {
-    let stop = if observing {
-        Verdict::WouldDrop
-    } else {
-        Verdict::Drop
-    };
+    let stop = if observing { Verdict::WouldDrop } else { Verdict::Drop };
     match ruling {
         Ruling::Allow => Decision::Judged(Verdict::Pass, Reason::Allowed),
         Ruling::Local => Decision::Judged(Verdict::Pass, Reason::Local),

@@ -1,6 +1,8 @@
 //! `cgroup_skb` ingress: the backstop, that sees what sockets see, in every network namespace.
 
-use aya_ebpf::{bindings::__sk_buff, helpers::bpf_sk_fullsock, macros::cgroup_skb, programs::SkBuffContext};
+use aya_ebpf::{
+    bindings::__sk_buff, helpers::bpf_sk_fullsock, macros::cgroup_skb, programs::SkBuffContext,
+};
 use guard_common::{
     abi::{EXPLAIN_MARK, LOOPBACK_IFINDEX},
     packet::{Packet, Protocol},

@@ -13,22 +13,12 @@ fn ip(text: &str) -> IpAddr {
 }
 
 fn tcp(number: u16) -> GuardedPort {
-    GuardedPort {
-        protocol: Protocol::Tcp,
-        number,
-    }
+    GuardedPort { protocol: Protocol::Tcp, number }
 }
 
 fn rule(id: u64, action: Action, kind: RuleKind, prefixes: &[&str], until_ns: u64) -> InputRule {
     let prefixes = prefixes.iter().map(|prefix| net(prefix)).collect();
-    InputRule {
-        id: RuleId::command(id),
-        action,
-        kind,
-        prefixes,
-        ports: vec![],
-        until_ns,
-    }
+    InputRule { id: RuleId::command(id), action, kind, prefixes, ports: vec![], until_ns }
 }
 
 fn typed(id: u64, action: Action, prefix: &str, until_ns: u64) -> InputRule {
@@ -69,17 +59,9 @@ fn oracle(input: &Input, address: IpAddr, port: GuardedPort, now_ns: u64) -> Rul
             continue;
         }
         let denies = rule.action == Action::Deny;
-        for prefix in rule
-            .prefixes
-            .iter()
-            .filter(|prefix| prefix.contains(&address))
-        {
+        for prefix in rule.prefixes.iter().filter(|prefix| prefix.contains(&address)) {
             // Ranks: typed before sets; among typed ones by length; then deny before allow.
-            let length = if rule.kind == RuleKind::Typed {
-                prefix.prefix_len()
-            } else {
-                0
-            };
+            let length = if rule.kind == RuleKind::Typed { prefix.prefix_len() } else { 0 };
             claims.push((rule.kind == RuleKind::Typed, length, denies));
         }
     }
@@ -93,11 +75,7 @@ fn oracle(input: &Input, address: IpAddr, port: GuardedPort, now_ns: u64) -> Rul
 
 #[test]
 fn without_rules_only_loopback_is_let_in() {
-    let tables = compile(&Input {
-        ports: vec![tcp(11434)],
-        ..Input::default()
-    })
-    .unwrap();
+    let tables = compile(&Input { ports: vec![tcp(11434)], ..Input::default() }).unwrap();
     assert_eq!(tables.sources.len(), 2);
     assert_eq!(tables.ladders[0], Ladder::always(Ruling::NoRule));
     for address in ["127.0.0.1", "127.255.255.255", "::1"] {
@@ -129,11 +107,7 @@ fn the_most_specific_typed_prefix_decides_and_deny_wins_within_one() {
         ("10.1.2.9", Ruling::Allow, 3),
         ("10.1.2.3", Ruling::Deny, 4),
     ] {
-        assert_eq!(
-            ruling(&tables, ip(address), tcp(11434), 0),
-            wanted,
-            "{address}"
-        );
+        assert_eq!(ruling(&tables, ip(address), tcp(11434), 0), wanted, "{address}");
         let answer = resolve(&input, ip(address), tcp(11434), 0);
         assert_eq!(answer, (wanted, Some(RuleId::command(id))), "{address}");
     }
@@ -167,13 +141,7 @@ fn sets_stand_between_typed_prefixes_and_local_sources() {
     let input = Input {
         ports: vec![tcp(11434)],
         rules: vec![
-            rule(
-                1,
-                Action::Allow,
-                RuleKind::Set,
-                &["10.1.2.3/32", "10.2.0.0/16"],
-                NO_END,
-            ),
+            rule(1, Action::Allow, RuleKind::Set, &["10.1.2.3/32", "10.2.0.0/16"], NO_END),
             rule(2, Action::Deny, RuleKind::Set, &["10.0.0.0/8"], NO_END),
             typed(3, Action::Allow, "10.2.0.0/15", NO_END),
         ],
@@ -187,16 +155,8 @@ fn sets_stand_between_typed_prefixes_and_local_sources() {
         ("10.4.0.1", Ruling::Deny),
         ("172.17.0.2", Ruling::Local),
     ] {
-        assert_eq!(
-            ruling(&tables, ip(address), tcp(11434), 0),
-            wanted,
-            "{address}"
-        );
-        assert_eq!(
-            resolve(&input, ip(address), tcp(11434), 0).0,
-            wanted,
-            "{address}"
-        );
+        assert_eq!(ruling(&tables, ip(address), tcp(11434), 0), wanted, "{address}");
+        assert_eq!(resolve(&input, ip(address), tcp(11434), 0).0, wanted, "{address}");
     }
     assert!(lookup(&tables, ip("10.4.0.1")).is_local());
 }
@@ -216,11 +176,7 @@ fn guests_are_this_hosts_without_being_let_in() {
         ("172.17.0.3", Ruling::NoRule),
     ] {
         assert!(lookup(&tables, ip(address)).is_local(), "{address}");
-        assert_eq!(
-            ruling(&tables, ip(address), tcp(11434), 0),
-            wanted,
-            "{address}"
-        );
+        assert_eq!(ruling(&tables, ip(address), tcp(11434), 0), wanted, "{address}");
     }
 }
 
@@ -228,21 +184,11 @@ fn guests_are_this_hosts_without_being_let_in() {
 fn rules_for_ports_that_are_not_guarded_do_nothing() {
     let mut elsewhere = typed(1, Action::Allow, "192.0.2.7/32", NO_END);
     elsewhere.ports = vec![tcp(8081)];
-    let input = Input {
-        ports: vec![tcp(11434)],
-        rules: vec![elsewhere],
-        ..Input::default()
-    };
+    let input = Input { ports: vec![tcp(11434)], rules: vec![elsewhere], ..Input::default() };
     let tables = compile(&input).unwrap();
     assert_eq!(lookup(&tables, ip("192.0.2.7")), SourceValue::default());
-    assert_eq!(
-        resolve(&input, ip("192.0.2.7"), tcp(11434), 0),
-        (Ruling::NoRule, None)
-    );
-    let none = Input {
-        ports: vec![],
-        ..input
-    };
+    assert_eq!(resolve(&input, ip("192.0.2.7"), tcp(11434), 0), (Ruling::NoRule, None));
+    let none = Input { ports: vec![], ..input };
     assert!(compile(&none).unwrap().ladders.is_empty());
 }
 
@@ -271,11 +217,7 @@ fn a_verdict_that_changes_too_often_is_refused_by_name() {
         typed(3, Action::Allow, "10.1.2.0/24", 200),
         typed(4, Action::Deny, "10.1.2.3/32", 100),
     ];
-    let mut input = Input {
-        ports: vec![tcp(11434)],
-        rules,
-        ..Input::default()
-    };
+    let mut input = Input { ports: vec![tcp(11434)], rules, ..Input::default() };
     let error = compile(&input).unwrap_err();
     assert_eq!(
         error.to_string(),
@@ -288,42 +230,20 @@ fn a_verdict_that_changes_too_often_is_refused_by_name() {
 #[test]
 fn what_does_not_fit_is_refused() {
     let ports: Vec<GuardedPort> = (1..=65).map(tcp).collect();
-    let input = Input {
-        ports,
-        ..Input::default()
-    };
-    assert_eq!(
-        compile(&input),
-        Err(CompileError::TooManyPorts { count: 65 })
-    );
+    let input = Input { ports, ..Input::default() };
+    assert_eq!(compile(&input), Err(CompileError::TooManyPorts { count: 65 }));
 
     let ports: Vec<GuardedPort> = (1..=64).map(tcp).collect();
     let by_own_end = (1..=256u32).map(|i| {
         let prefix = IpNet::from(IpAddr::from(Ipv4Addr::from(i << 16)));
         let (id, action) = (RuleId::command(i.into()), Action::Allow);
         let (kind, until_ns) = (RuleKind::Typed, i.into());
-        InputRule {
-            id,
-            action,
-            kind,
-            prefixes: vec![prefix],
-            ports: vec![],
-            until_ns,
-        }
+        InputRule { id, action, kind, prefixes: vec![prefix], ports: vec![], until_ns }
     });
-    let input = Input {
-        ports,
-        rules: by_own_end.collect(),
-        ..Input::default()
-    };
+    let input = Input { ports, rules: by_own_end.collect(), ..Input::default() };
     let error = compile(&input).unwrap_err();
     assert_eq!(error, CompileError::TooManyRows { ports: 64 });
-    assert!(
-        error
-            .to_string()
-            .contains("more than 256 different combinations"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("more than 256 different combinations"), "{error}");
 }
 
 #[test]
@@ -341,10 +261,7 @@ fn a_large_set_is_one_row() {
     let tables = compile(&input).unwrap();
     // The typed prefix wins everywhere, so that no entry of the set says anything new.
     assert_eq!(tables.sources.len(), 3);
-    let input = Input {
-        rules: vec![input.rules[0].clone()],
-        ..input
-    };
+    let input = Input { rules: vec![input.rules[0].clone()], ..input };
     let tables = compile(&input).unwrap();
     // Those inside loopback stay local, as 127.0.0.0/8 says already.
     let inside_loopback = (0..100_000u32).filter(|i| (i << 12) >> 24 == 127).count();
@@ -373,24 +290,13 @@ fn any_rule() -> impl Strategy<Value = InputRule> {
     )
         .prop_map(|(action, (kind, prefixes), ports, until_ns)| {
             let id = RuleId(String::new());
-            InputRule {
-                id,
-                action,
-                kind,
-                prefixes,
-                ports,
-                until_ns,
-            }
+            InputRule { id, action, kind, prefixes, ports, until_ns }
         })
 }
 
 fn any_input() -> impl Strategy<Value = Input> {
     (
-        select(vec![
-            vec![tcp(2)],
-            vec![tcp(3), tcp(1), tcp(1)],
-            vec![tcp(1), tcp(2), tcp(3)],
-        ]),
+        select(vec![vec![tcp(2)], vec![tcp(3), tcp(1), tcp(1)], vec![tcp(1), tcp(2), tcp(3)]]),
         vec(any_rule(), 0..14),
         vec(any_prefix(), 0..4),
         vec(any_prefix(), 0..3),
@@ -399,24 +305,14 @@ fn any_input() -> impl Strategy<Value = Input> {
             for (number, rule) in (1..).zip(&mut rules) {
                 rule.id = RuleId::command(number);
             }
-            Input {
-                ports,
-                rules,
-                local,
-                guests,
-            }
+            Input { ports, rules, local, guests }
         })
 }
 
 /// The first and last address of every prefix, and their neighbours outside.
 fn addresses(input: &Input) -> Vec<IpAddr> {
     let prefixes = input.rules.iter().flat_map(|rule| &rule.prefixes);
-    let mut addresses = vec![
-        ip("127.0.0.1"),
-        ip("::1"),
-        ip("192.0.2.1"),
-        ip("2001:db8::1"),
-    ];
+    let mut addresses = vec![ip("127.0.0.1"), ip("::1"), ip("192.0.2.1"), ip("2001:db8::1")];
     for prefix in prefixes.chain(&input.local).chain(&input.guests) {
         addresses.extend([prefix.network(), prefix.broadcast()]);
         addresses.push(moved(prefix.network(), -1));

@@ -82,24 +82,12 @@ mod tests {
         assert_eq!(base.covered_by(&[(0, 'b')]), base);
         assert_eq!(base.covered_by(&[(5, 'a')]), base);
         assert_eq!(base.covered_by(&[(5, 'b')]).0, [(5, 'b'), (NO_END, 'a')]);
-        assert_eq!(
-            base.covered_by(&[(5, 'b'), (3, 'c')]).0,
-            [(5, 'b'), (NO_END, 'a')]
-        );
-        assert_eq!(
-            base.covered_by(&[(5, 'b'), (9, 'a')]).0,
-            [(5, 'b'), (NO_END, 'a')]
-        );
+        assert_eq!(base.covered_by(&[(5, 'b'), (3, 'c')]).0, [(5, 'b'), (NO_END, 'a')]);
+        assert_eq!(base.covered_by(&[(5, 'b'), (9, 'a')]).0, [(5, 'b'), (NO_END, 'a')]);
         assert_eq!(base.covered_by(&[(NO_END, 'b')]).0, [(NO_END, 'b')]);
         let two = base.covered_by(&[(5, 'b'), (9, 'c')]);
-        assert_eq!(
-            two.covered_by(&[(7, 'd')]).0,
-            [(7, 'd'), (9, 'c'), (NO_END, 'a')]
-        );
-        assert_eq!(
-            two.covered_by(&[(5, 'd')]).0,
-            [(5, 'd'), (9, 'c'), (NO_END, 'a')]
-        );
+        assert_eq!(two.covered_by(&[(7, 'd')]).0, [(7, 'd'), (9, 'c'), (NO_END, 'a')]);
+        assert_eq!(two.covered_by(&[(5, 'd')]).0, [(5, 'd'), (9, 'c'), (NO_END, 'a')]);
     }
 
     #[test]
@@ -108,15 +96,9 @@ mod tests {
         let gap = Timeline::always(None);
         assert_eq!(gap.over(&below, |what: char| what), below);
         let over = gap.covered_by(&[(3, Some('x'))]);
-        assert_eq!(
-            over.over(&below, |what| what).0,
-            [(3, 'x'), (5, 'b'), (9, 'c'), (NO_END, 'a')]
-        );
+        assert_eq!(over.over(&below, |what| what).0, [(3, 'x'), (5, 'b'), (9, 'c'), (NO_END, 'a')]);
         let until_5 = gap.covered_by(&[(5, Some('x'))]);
-        assert_eq!(
-            until_5.over(&below, |what| what).0,
-            [(5, 'x'), (9, 'c'), (NO_END, 'a')]
-        );
+        assert_eq!(until_5.over(&below, |what| what).0, [(5, 'x'), (9, 'c'), (NO_END, 'a')]);
         let gap_first = Timeline(vec![(7, None), (8, Some('x')), (NO_END, None)]);
         assert_eq!(
             gap_first.over(&below, |what| what).0,
@@ -135,10 +117,7 @@ mod tests {
         ]);
         let ladder = four.ladder().unwrap();
         let at = |now_ns| ladder.at(|| now_ns);
-        assert_eq!(
-            [at(0), at(1), at(2)],
-            [Ruling::Allow, Ruling::Deny, Ruling::Allow]
-        );
+        assert_eq!([at(0), at(1), at(2)], [Ruling::Allow, Ruling::Deny, Ruling::Allow]);
         assert_eq!([at(3), at(NO_END - 1)], [Ruling::NoRule; 2]);
         assert!(four.covered_by(&[(0, Ruling::Deny)]).ladder().is_some());
         let five = Timeline::always(Ruling::NoRule).covered_by(&[

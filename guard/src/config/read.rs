@@ -26,16 +26,8 @@ use crate::{
 
 type Value<'a> = Spanned<DeValue<'a>>;
 
-const KEYS: [&str; 8] = [
-    "mode",
-    "ports",
-    "interfaces",
-    "attach",
-    "forwarded",
-    "local",
-    "rule",
-    "paths",
-];
+const KEYS: [&str; 8] =
+    ["mode", "ports", "interfaces", "attach", "forwarded", "local", "rule", "paths"];
 const RULE_KEYS: [&str; 5] = ["allow", "deny", "ports", "until", "comment"];
 const PATH_KEYS: [&str; 4] = ["pins", "cgroup", "state", "socket"];
 
@@ -47,21 +39,12 @@ const MAX_SOCKET_PATH_BYTES: usize = 107;
 
 /// Reads a whole configuration; `path` is for messages and the origin of rules.
 pub(super) fn config(text: &str, path: &Path) -> Result<Config, ConfigErrors> {
-    let mut reader = Reader {
-        path,
-        places: Places::new(text),
-        errors: Vec::new(),
-        left_out: 0,
-    };
+    let mut reader = Reader { path, places: Places::new(text), errors: Vec::new(), left_out: 0 };
     let (document, syntax_errors) = DeTable::parse_recoverable(text);
     for error in &syntax_errors {
         let span = error.span().unwrap_or_default();
         let found = text.get(span.clone()).map(on_one_line).unwrap_or_default();
-        let found = if found.is_empty() {
-            found
-        } else {
-            format!(", found {found}")
-        };
+        let found = if found.is_empty() { found } else { format!(", found {found}") };
         let what = format!("this is not TOML: {}{found}", error.message());
         reader.error(span, what, "Correct it there.");
     }
@@ -117,10 +100,7 @@ impl Reader<'_> {
         if errors.is_empty() {
             Ok(config)
         } else {
-            Err(ConfigErrors {
-                errors,
-                left_out: self.left_out,
-            })
+            Err(ConfigErrors { errors, left_out: self.left_out })
         }
     }
 
@@ -167,11 +147,7 @@ impl Reader<'_> {
             }
             if name == "via" {
                 let what = "rules by interface are not supported by this version";
-                self.error(
-                    key.span(),
-                    what,
-                    "Leave via out, and name the prefix behind it.",
-                );
+                self.error(key.span(), what, "Leave via out, and name the prefix behind it.");
             } else if LATER_KEYS.contains(&name) {
                 let what = format!("{name} is not supported by this version");
                 self.error(key.span(), what, "Leave it out.");
@@ -194,10 +170,8 @@ impl Reader<'_> {
     }
 
     fn ports(&mut self, value: &Value<'_>) -> Option<Vec<GuardedPort>> {
-        let ports = self.port_list(
-            value,
-            "Name a port, such as 11434: something must be guarded.",
-        )?;
+        let ports =
+            self.port_list(value, "Name a port, such as 11434: something must be guarded.")?;
         let ports: BTreeSet<GuardedPort> = ports.into_iter().map(|(_, port)| port).collect();
         if ports.len() > MAX_GUARDED_PORTS as usize {
             let what = format!("{} ports are guarded here", ports.len());
@@ -260,9 +234,7 @@ impl Reader<'_> {
                         return None;
                     };
                     let pattern: Result<InterfacePattern, _> = text.parse();
-                    pattern
-                        .map_err(|error| self.error(name.span(), &error, error.fix()))
-                        .ok()
+                    pattern.map_err(|error| self.error(name.span(), &error, error.fix())).ok()
                 });
                 Some(Interfaces::Named(patterns.collect()))
             }
@@ -276,10 +248,7 @@ impl Reader<'_> {
     fn attach(&mut self, value: &Value<'_>) -> AttachPolicy {
         let Some(table) = value.get_ref().as_table() else {
             let default = self.attach_word(value).unwrap_or_default();
-            return AttachPolicy {
-                default,
-                by_interface: BTreeMap::new(),
-            };
+            return AttachPolicy { default, by_interface: BTreeMap::new() };
         };
         let mut policy = AttachPolicy::default();
         for (key, value) in table {
@@ -306,11 +275,7 @@ impl Reader<'_> {
     }
 
     fn attach_word(&mut self, value: &Value<'_>) -> Option<Attach> {
-        self.word(
-            "attach",
-            value,
-            &Attach::ALL.map(|attach| (attach.name(), attach)),
-        )
+        self.word("attach", value, &Attach::ALL.map(|attach| (attach.name(), attach)))
     }
 
     fn local(&mut self, value: &Value<'_>) -> Option<LocalSources> {
@@ -392,9 +357,7 @@ impl Reader<'_> {
         rules: &mut Vec<Rule>,
     ) {
         self.only_keys(table, &RULE_KEYS, "a rule");
-        let ports = table
-            .get("ports")
-            .map(|value| self.rule_ports(value, guarded));
+        let ports = table.get("ports").map(|value| self.rule_ports(value, guarded));
         let ports = ports.unwrap_or_default();
         let until = table.get("until").and_then(|value| self.until(value));
         let comment = table.get("comment").and_then(|value| self.comment(value));
@@ -402,17 +365,9 @@ impl Reader<'_> {
             (Some(sources), None) => (Action::Allow, sources),
             (None, Some(sources)) => (Action::Deny, sources),
             (Some(allow), Some(deny)) => {
-                let later = if allow.span().start < deny.span().start {
-                    deny
-                } else {
-                    allow
-                };
+                let later = if allow.span().start < deny.span().start { deny } else { allow };
                 let what = "this rule has both allow and deny";
-                self.error(
-                    later.span(),
-                    what,
-                    "Write two rules, each below its own [[rule]].",
-                );
+                self.error(later.span(), what, "Write two rules, each below its own [[rule]].");
                 return;
             }
             (None, None) => {
@@ -423,11 +378,7 @@ impl Reader<'_> {
         };
         let items = one_or_list(sources);
         if items.is_empty() {
-            self.wrong_value(
-                action.name(),
-                sources,
-                "Name a source, or leave the rule out.",
-            );
+            self.wrong_value(action.name(), sources, "Name a source, or leave the rule out.");
         }
         for item in items {
             let Some(source) = self.source(action, item) else {
@@ -441,21 +392,14 @@ impl Reader<'_> {
                 ports: ports.clone(),
                 until,
                 comment: comment.clone(),
-                origin: Origin::File {
-                    file: self.path.to_path_buf(),
-                    line,
-                },
+                origin: Origin::File { file: self.path.to_path_buf(), line },
             });
         }
     }
 
     fn source(&mut self, action: Action, item: &Value<'_>) -> Option<Source> {
         let Some(text) = item.get_ref().as_str() else {
-            self.wrong_value(
-                "a source",
-                item,
-                "Write a string, such as \"192.0.2.0/24\".",
-            );
+            self.wrong_value("a source", item, "Write a string, such as \"192.0.2.0/24\".");
             return None;
         };
         let source: Result<Source, _> = text.parse();
@@ -524,11 +468,7 @@ fn one_or_list<'v, 'a>(value: &'v Value<'a>) -> Vec<&'v Value<'a>> {
 fn on_one_line(text: &str) -> String {
     const MOST_CHARS: usize = 80;
     let plain = |character: char| {
-        if character.is_control() {
-            ' '
-        } else {
-            character
-        }
+        if character.is_control() { ' ' } else { character }
     };
     let mut line: String = text.chars().map(plain).take(MOST_CHARS).collect();
     if text.chars().nth(MOST_CHARS).is_some() {
@@ -540,9 +480,7 @@ fn on_one_line(text: &str) -> String {
 /// What to do about a path that can't be the control socket's.
 fn socket_problem(path: &Path) -> Option<String> {
     if path.as_os_str().len() > MAX_SOCKET_PATH_BYTES {
-        return Some(format!(
-            "Write a path of at most {MAX_SOCKET_PATH_BYTES} bytes."
-        ));
+        return Some(format!("Write a path of at most {MAX_SOCKET_PATH_BYTES} bytes."));
     }
     if path.file_name().is_none() {
         return Some("Write the path of a file.".to_owned());

@@ -27,14 +27,8 @@ fn assert_error(text: &str, place: &str, what: &str, fix: &str) {
     assert_eq!(error.place(), format!("{FILE}:{place}"), "{text}\n{error}");
     assert!(error.what.contains(what), "{text}\n{error}");
     assert!(error.fix.contains(fix), "{text}\n{error}");
-    assert!(
-        error.fix.ends_with('.') && !error.what.ends_with('.'),
-        "{error}"
-    );
-    assert_eq!(
-        error.to_string(),
-        format!("{FILE}:{place}: {}. {}", error.what, error.fix)
-    );
+    assert!(error.fix.ends_with('.') && !error.what.ends_with('.'), "{error}");
+    assert_eq!(error.to_string(), format!("{FILE}:{place}: {}. {}", error.what, error.fix));
 }
 
 #[test]
@@ -79,10 +73,7 @@ socket = "/tmp/guard.sock"
 "#,
     );
     assert_eq!(config.mode, Mode::Observe);
-    assert_eq!(
-        config.ports,
-        ports(&["8000", "8001", "8002", "11434", "udp/53"])
-    );
+    assert_eq!(config.ports, ports(&["8000", "8001", "8002", "11434", "udp/53"]));
     assert!(config.interfaces.includes("eth0") && config.interfaces.includes("wlan0"));
     assert!(!config.interfaces.includes("eth1"));
     assert_eq!(config.forwarded, Forwarded::Guard);
@@ -100,35 +91,19 @@ socket = "/tmp/guard.sock"
         [
             ("f1".to_owned(), Action::Allow, "10.20.0.0/16".to_owned()),
             ("f2".to_owned(), Action::Allow, "lan".to_owned()),
-            (
-                "f3".to_owned(),
-                Action::Deny,
-                "@/etc/guard/bad.txt".to_owned()
-            ),
+            ("f3".to_owned(), Action::Deny, "@/etc/guard/bad.txt".to_owned()),
         ]
     );
     assert_eq!(config.rules[0].ports, ports(&["8001", "11434"]));
     assert_eq!(config.rules[1].ports, config.rules[0].ports);
-    assert_eq!(
-        config.rules[0].until,
-        Some("2027-01-30T23:00:00Z".parse().unwrap())
-    );
-    assert_eq!(
-        config.rules[2].until,
-        Some("2027-01-31T00:00:00Z".parse().unwrap())
-    );
+    assert_eq!(config.rules[0].until, Some("2027-01-30T23:00:00Z".parse().unwrap()));
+    assert_eq!(config.rules[2].until, Some("2027-01-31T00:00:00Z".parse().unwrap()));
     assert_eq!(config.rules[1].comment.as_deref(), Some("office"));
-    let origin = |line| Origin::File {
-        file: PathBuf::from(FILE),
-        line,
-    };
+    let origin = |line| Origin::File { file: PathBuf::from(FILE), line };
     assert_eq!(config.rules[1].origin, origin(14));
     assert_eq!(config.rules[2].origin, origin(20));
     assert_eq!(config.paths.pins, Path::new("/sys/fs/bpf/other"));
-    assert_eq!(
-        config.paths.cgroup.as_deref(),
-        Some(Path::new("/sys/fs/cgroup/unified/test"))
-    );
+    assert_eq!(config.paths.cgroup.as_deref(), Some(Path::new("/sys/fs/cgroup/unified/test")));
     assert_eq!(config.paths.state, Path::new("/tmp/state"));
     assert_eq!(config.paths.lock(), Path::new("/tmp/guard.lock"));
 }
@@ -144,145 +119,42 @@ fn short_forms_are_read() {
     assert_eq!(config.forwarded, Forwarded::Pass);
     let config = parsed("rule = [{ allow = \"192.0.2.7\" }]");
     assert_eq!(config.rules[0].id, RuleId::file(1));
-    assert_eq!(
-        parsed("[attach]\neth0 = \"tcx\"").attach.of("eth1"),
-        Attach::Auto
-    );
+    assert_eq!(parsed("[attach]\neth0 = \"tcx\"").attach.of("eth1"), Attach::Auto);
 }
 
 /// Text, place, what is wrong, and what would be right.
 const WRONG_VALUES: &[(&str, &str, &str, &str)] = &[
-    (
-        "mode = \"off\"",
-        "1:8",
-        "mode can't be \"off\"",
-        "Write \"enforce\" or \"observe\".",
-    ),
+    ("mode = \"off\"", "1:8", "mode can't be \"off\"", "Write \"enforce\" or \"observe\"."),
     ("mode = 3", "1:8", "mode can't be 3", "\"enforce\""),
-    (
-        "\n  forwarded = true",
-        "2:15",
-        "forwarded can't be true",
-        "\"pass\" or \"guard\"",
-    ),
-    (
-        "local = [\"hosts\"]",
-        "1:9",
-        "local can't be [\"hosts\"]",
-        "[\"host\"]",
-    ),
-    (
-        "local = \"host\"",
-        "1:9",
-        "local can't be \"host\"",
-        "[\"host\"]",
-    ),
+    ("\n  forwarded = true", "2:15", "forwarded can't be true", "\"pass\" or \"guard\""),
+    ("local = [\"hosts\"]", "1:9", "local can't be [\"hosts\"]", "[\"host\"]"),
+    ("local = \"host\"", "1:9", "local can't be \"host\"", "[\"host\"]"),
     ("local = []", "1:9", "local can't be []", "[\"host\"]"),
     ("ports = []", "1:9", "ports can't be []", "11434"),
-    (
-        "ports = [11434,\n 0]",
-        "2:2",
-        "\"0\" names port 0",
-        "1 to 65535",
-    ),
+    ("ports = [11434,\n 0]", "2:2", "\"0\" names port 0", "1 to 65535"),
     ("ports = [-1]", "1:10", "\"-1\" is not a port", "11434"),
     ("ports = [70000]", "1:10", "above 65535", "1 to 65535"),
     ("ports = [1.5]", "1:10", "a port can't be 1.5", "8000-8002"),
-    (
-        "ports = [\"192.0.2.4:8081\"]",
-        "1:10",
-        "at one address",
-        "write 8081",
-    ),
-    (
-        "ports = [\"1-40\", \"101-140\"]",
-        "1:9",
-        "80 ports are guarded",
-        "at most 64",
-    ),
-    (
-        "interfaces = \"eth0\"",
-        "1:14",
-        "interfaces can't be \"eth0\"",
-        "[\"eth0\", \"wlan*\"]",
-    ),
-    (
-        "interfaces = []",
-        "1:14",
-        "interfaces can't be []",
-        "\"outside\"",
-    ),
-    (
-        "interfaces = [\"eth 0\"]",
-        "1:15",
-        "\"eth 0\" can't be the name",
-        "eth0",
-    ),
-    (
-        "interfaces = [\"\"]",
-        "1:15",
-        "can't be the name of an interface",
-        "eth0",
-    ),
-    (
-        "interfaces = [\"a234567890123456\"]",
-        "1:15",
-        "can't be the name",
-        "eth0",
-    ),
-    (
-        "interfaces = [\"eth[0\"]",
-        "1:15",
-        "can't be the name",
-        "eth0",
-    ),
+    ("ports = [\"192.0.2.4:8081\"]", "1:10", "at one address", "write 8081"),
+    ("ports = [\"1-40\", \"101-140\"]", "1:9", "80 ports are guarded", "at most 64"),
+    ("interfaces = \"eth0\"", "1:14", "interfaces can't be \"eth0\"", "[\"eth0\", \"wlan*\"]"),
+    ("interfaces = []", "1:14", "interfaces can't be []", "\"outside\""),
+    ("interfaces = [\"eth 0\"]", "1:15", "\"eth 0\" can't be the name", "eth0"),
+    ("interfaces = [\"\"]", "1:15", "can't be the name of an interface", "eth0"),
+    ("interfaces = [\"a234567890123456\"]", "1:15", "can't be the name", "eth0"),
+    ("interfaces = [\"eth[0\"]", "1:15", "can't be the name", "eth0"),
     ("interfaces = [1]", "1:15", "can't be 1", "eth0"),
-    (
-        "attach = \"fast\"",
-        "1:10",
-        "attach can't be \"fast\"",
-        "\"auto\" or \"native\" or",
-    ),
-    (
-        "[attach]\neth0 = \"fast\"",
-        "2:8",
-        "attach can't be \"fast\"",
-        "\"auto\"",
-    ),
-    (
-        "[attach]\n\"eth*\" = \"tcx\"",
-        "2:1",
-        "\"eth*\" is a pattern",
-        "each interface",
-    ),
-    (
-        "[paths]\npins = \"bpf\"",
-        "2:8",
-        "pins can't be \"bpf\"",
-        "full path",
-    ),
+    ("attach = \"fast\"", "1:10", "attach can't be \"fast\"", "\"auto\" or \"native\" or"),
+    ("[attach]\neth0 = \"fast\"", "2:8", "attach can't be \"fast\"", "\"auto\""),
+    ("[attach]\n\"eth*\" = \"tcx\"", "2:1", "\"eth*\" is a pattern", "each interface"),
+    ("[paths]\npins = \"bpf\"", "2:8", "pins can't be \"bpf\"", "full path"),
     ("[paths]\nstate = 1", "2:9", "state can't be 1", "full path"),
-    (
-        "[paths]\nsocket = \"/run/guard.lock\"",
-        "2:10",
-        "socket can't be",
-        ".lock",
-    ),
-    (
-        "[paths]\nsocket = \"/\"",
-        "2:10",
-        "socket can't be",
-        "path of a file",
-    ),
+    ("[paths]\nsocket = \"/run/guard.lock\"", "2:10", "socket can't be", ".lock"),
+    ("[paths]\nsocket = \"/\"", "2:10", "socket can't be", "path of a file"),
     ("paths = 1", "1:9", "paths can't be 1", "[paths]"),
     ("rule = 1", "1:8", "rule can't be 1", "[[rule]]"),
     ("rule = [1]", "1:9", "rule can't be 1", "[[rule]]"),
-    (
-        "[rule]\nallow = \"lan\"",
-        "1:1",
-        "rule can't be a table",
-        "[[rule]]",
-    ),
+    ("[rule]\nallow = \"lan\"", "1:1", "rule can't be a table", "[[rule]]"),
 ];
 
 #[test]
@@ -296,25 +168,10 @@ fn wrong_values_are_named_with_their_place() {
 
 #[test]
 fn unknown_keys_are_errors() {
-    assert_error(
-        "port = 1",
-        "1:1",
-        "\"port\" is not a key",
-        "mode, ports, interfaces",
-    );
-    assert_error(
-        "[paths]\nlock = \"/x\"",
-        "2:1",
-        "\"lock\" is not a key of paths",
-        "pins, cgroup",
-    );
+    assert_error("port = 1", "1:1", "\"port\" is not a key", "mode, ports, interfaces");
+    assert_error("[paths]\nlock = \"/x\"", "2:1", "\"lock\" is not a key of paths", "pins, cgroup");
     let rule = "[[rule]]\nallow = \"lan\"\nfrom = 1";
-    assert_error(
-        rule,
-        "3:1",
-        "\"from\" is not a key of a rule",
-        "allow, deny",
-    );
+    assert_error(rule, "3:1", "\"from\" is not a key of a rule", "allow, deny");
     for (text, key) in [
         ("reject = true", "reject"),
         ("services = [\"ollama\"]", "services"),
@@ -327,114 +184,29 @@ fn unknown_keys_are_errors() {
         assert_error(text, place, &what, "Leave it out.");
     }
     let via = "[[rule]]\nallow = \"lan\"\nvia = \"tailscale0\"";
-    assert_error(
-        via,
-        "3:1",
-        "rules by interface are not supported by this version",
-        "prefix",
-    );
+    assert_error(via, "3:1", "rules by interface are not supported by this version", "prefix");
 }
 
 /// Text, place, what is wrong, and what would be right.
 const WRONG_RULES: &[(&str, &str, &str, &str)] = &[
-    (
-        "comment = \"x\"",
-        "1:1",
-        "neither allow nor deny",
-        "allow = ",
-    ),
-    (
-        "allow = \"lan\"\ndeny = \"lan6\"",
-        "3:8",
-        "both allow and deny",
-        "two rules",
-    ),
-    (
-        "deny = \"lan\"\nallow = \"lan6\"",
-        "3:9",
-        "both allow and deny",
-        "two rules",
-    ),
+    ("comment = \"x\"", "1:1", "neither allow nor deny", "allow = "),
+    ("allow = \"lan\"\ndeny = \"lan6\"", "3:8", "both allow and deny", "two rules"),
+    ("deny = \"lan\"\nallow = \"lan6\"", "3:9", "both allow and deny", "two rules"),
     ("allow = []", "2:9", "allow can't be []", "Name a source"),
     ("allow = 1", "2:9", "a source can't be 1", "192.0.2.0/24"),
-    (
-        "allow = [\"lan\",\n  \"192.0.2.7/24\"]",
-        "3:3",
-        "bits set",
-        "192.0.2.0/24",
-    ),
-    (
-        "deny = \"127.0.0.1\"",
-        "2:8",
-        "loopback can't be denied",
-        "Leave the rule out",
-    ),
-    (
-        "allow = \"host.example.org\"",
-        "2:9",
-        "DNS name",
-        "addresses",
-    ),
-    (
-        "allow = \"lan\"\nports = [8081]",
-        "3:10",
-        "port 8081 is not guarded",
-        "one of 11434",
-    ),
-    (
-        "allow = \"lan\"\nports = []",
-        "3:9",
-        "ports can't be []",
-        "leave ports out",
-    ),
-    (
-        "allow = \"lan\"\nports = \"http\"",
-        "3:9",
-        "\"http\" is not a port",
-        "11434",
-    ),
-    (
-        "allow = \"lan\"\nuntil = 2027-01-31",
-        "3:9",
-        "until can't be 2027-01-31",
-        "offset",
-    ),
-    (
-        "allow = \"lan\"\nuntil = 2027-01-31T00:00:00",
-        "3:9",
-        "until can't be",
-        "offset",
-    ),
-    (
-        "allow = \"lan\"\nuntil = \"2027-01-31T00:00:00\"",
-        "3:9",
-        "until can't be",
-        "offset",
-    ),
-    (
-        "allow = \"lan\"\nuntil = \"tomorrow\"",
-        "3:9",
-        "until can't be \"tomorrow\"",
-        "offset",
-    ),
-    (
-        "allow = \"lan\"\nuntil = 7",
-        "3:9",
-        "until can't be 7",
-        "offset",
-    ),
-    (
-        "allow = \"lan\"\ncomment = 7",
-        "3:11",
-        "comment can't be 7",
-        "office",
-    ),
-    (
-        "allow = \"lan\"\ncomment = \"a\\nb\"",
-        "3:11",
-        "control characters",
-        "one line",
-    ),
+    ("allow = [\"lan\",\n  \"192.0.2.7/24\"]", "3:3", "bits set", "192.0.2.0/24"),
+    ("deny = \"127.0.0.1\"", "2:8", "loopback can't be denied", "Leave the rule out"),
+    ("allow = \"host.example.org\"", "2:9", "DNS name", "addresses"),
+    ("allow = \"lan\"\nports = [8081]", "3:10", "port 8081 is not guarded", "one of 11434"),
+    ("allow = \"lan\"\nports = []", "3:9", "ports can't be []", "leave ports out"),
+    ("allow = \"lan\"\nports = \"http\"", "3:9", "\"http\" is not a port", "11434"),
+    ("allow = \"lan\"\nuntil = 2027-01-31", "3:9", "until can't be 2027-01-31", "offset"),
+    ("allow = \"lan\"\nuntil = 2027-01-31T00:00:00", "3:9", "until can't be", "offset"),
+    ("allow = \"lan\"\nuntil = \"2027-01-31T00:00:00\"", "3:9", "until can't be", "offset"),
+    ("allow = \"lan\"\nuntil = \"tomorrow\"", "3:9", "until can't be \"tomorrow\"", "offset"),
+    ("allow = \"lan\"\nuntil = 7", "3:9", "until can't be 7", "offset"),
+    ("allow = \"lan\"\ncomment = 7", "3:11", "comment can't be 7", "office"),
+    ("allow = \"lan\"\ncomment = \"a\\nb\"", "3:11", "control characters", "one line"),
 ];
 
 #[test]
@@ -471,10 +243,7 @@ default = \"no\"
 fn reports_are_bounded() {
     let errors = parse(&"[[rule]]\n".repeat(1000)).unwrap_err();
     assert_eq!((errors.errors.len(), errors.left_out), (MAX_ERRORS, 980));
-    assert!(
-        errors.to_string().ends_with("There are 980 errors more."),
-        "{errors}"
-    );
+    assert!(errors.to_string().ends_with("There are 980 errors more."), "{errors}");
 }
 
 #[test]
@@ -486,15 +255,8 @@ fn what_is_not_toml_is_named_with_its_place() {
         ("# ä\nports = [11434,, 1]", "2:16"),
     ] {
         let errors = parse(text).unwrap_err();
-        assert_eq!(
-            errors.errors[0].place(),
-            format!("{FILE}:{place}"),
-            "{errors}"
-        );
-        assert!(
-            errors.errors[0].what.starts_with("this is not TOML: "),
-            "{errors}"
-        );
+        assert_eq!(errors.errors[0].place(), format!("{FILE}:{place}"), "{errors}");
+        assert!(errors.errors[0].what.starts_with("this is not TOML: "), "{errors}");
     }
 }
 
@@ -516,27 +278,12 @@ fn files_are_read_within_limits() {
     assert_eq!(Config::load(&path, false).unwrap().mode, Mode::Observe);
     fs::write(&path, b"# \xc3\xa4\nmode = \"\xff\"").unwrap();
     let errors = Config::load(&path, true).unwrap_err();
-    assert_eq!(
-        errors.errors[0].position,
-        Some(Position { line: 2, column: 9 }),
-        "{errors}"
-    );
+    assert_eq!(errors.errors[0].position, Some(Position { line: 2, column: 9 }), "{errors}");
     assert!(errors.to_string().contains("UTF-8"), "{errors}");
-    fs::File::create(&path)
-        .unwrap()
-        .set_len(MAX_BYTES + 1)
-        .unwrap();
-    assert!(
-        Config::load(&path, false)
-            .unwrap_err()
-            .to_string()
-            .contains("larger than 1048576")
-    );
+    fs::File::create(&path).unwrap().set_len(MAX_BYTES + 1).unwrap();
+    assert!(Config::load(&path, false).unwrap_err().to_string().contains("larger than 1048576"));
     let errors = Config::load(directory.path(), false).unwrap_err();
-    assert!(
-        errors.to_string().contains("not a regular file"),
-        "{errors}"
-    );
+    assert!(errors.to_string().contains("not a regular file"), "{errors}");
 }
 
 #[test]
@@ -544,10 +291,7 @@ fn a_failure_says_where() {
     let failure = Failure::from(parse("mode = 1").unwrap_err());
     assert_eq!(failure.kind, FailureKind::Failed);
     assert_eq!(failure.what, format!("{FILE}:1:8: mode can't be 1"));
-    assert_eq!(
-        failure.fix.as_deref(),
-        Some("Write \"enforce\" or \"observe\".")
-    );
+    assert_eq!(failure.fix.as_deref(), Some("Write \"enforce\" or \"observe\"."));
     let failure = Failure::from(parse("mode = 1\nport = 2").unwrap_err());
     assert_eq!(failure.what.lines().count(), 2);
 }
@@ -557,13 +301,7 @@ fn ways_to_attach_read_back() {
     for attach in Attach::ALL {
         assert_eq!(attach.to_string().parse(), Ok(attach));
     }
-    assert!(
-        "xdp"
-            .parse::<Attach>()
-            .unwrap_err()
-            .fix()
-            .contains("tcx, clsact and socket")
-    );
+    assert!("xdp".parse::<Attach>().unwrap_err().fix().contains("tcx, clsact and socket"));
 }
 
 proptest! {

@@ -70,7 +70,8 @@ pub fn cover(pins: &Pins, config: &Config, facts: &Facts) -> Result<Vec<String>,
     for interface in &wanted {
         match attacher.cover(interface, &facts.seen(interface.ifindex)) {
             Ok(tried) => {
-                failures.extend(tried.into_iter().map(|what| format!("{}: {what}", interface.name)));
+                failures
+                    .extend(tried.into_iter().map(|what| format!("{}: {what}", interface.name)));
             }
             Err(error) => failures.push(format!("{}: {error}", interface.name)),
         }

@@ -2,10 +2,7 @@
 
 use std::{env, net::IpAddr};
 
-use guard_common::{
-    abi::Ruling,
-    packet::Protocol,
-};
+use guard_common::{abi::Ruling, packet::Protocol};
 
 use super::{Engine, Facts, Settings, coverage};
 use crate::{
@@ -65,7 +62,9 @@ impl Engine {
         }
         let adopted = loaded.adopted;
         let mut problems = self.warnings.clone();
-        problems.extend(loaded.no_xdp.map(|why| format!("this kernel did not take the XDP program: {why}")));
+        problems.extend(
+            loaded.no_xdp.map(|why| format!("this kernel did not take the XDP program: {why}")),
+        );
         if let Err(failure) = self.cover_sockets(&settings) {
             problems.push(format!("the backstop is missing: {failure}"));
         }
@@ -148,8 +147,7 @@ fn peers_cut(input: &Input) -> Vec<Peer> {
     let mut peers = sockets::peers(&input.ports);
     peers.retain(|peer| {
         let port = GuardedPort { protocol: Protocol::Tcp, number: peer.local.port() };
-        let (ruling, _) =
-            compile::resolve(input, peer.remote.ip().to_canonical(), port, now_ns);
+        let (ruling, _) = compile::resolve(input, peer.remote.ip().to_canonical(), port, now_ns);
         matches!(ruling, Ruling::NoRule | Ruling::Deny)
     });
     peers
@@ -173,12 +171,18 @@ pub fn check_sessions(ports: &[GuardedPort], yes: bool) -> Result<(), Failure> {
                 format!("Run `guard allow {client}` first, or add --yes."),
             ));
         }
-        let users: Vec<&Peer> = peers.iter().filter(|peer| peer.local.port() == port.number).collect();
+        let users: Vec<&Peer> =
+            peers.iter().filter(|peer| peer.local.port() == port.number).collect();
         if let Some(user) = users.first().filter(|_| *port != KNOWN_SERVICE) {
             let remote = user.remote.ip().to_canonical();
             return Err(Failure::needs_confirmation(
-                format!("{} connections to {port} are open from outside, the first from {remote}", users.len()),
-                format!("Allow those that should stay, for one `guard allow {remote}`, and add --yes."),
+                format!(
+                    "{} connections to {port} are open from outside, the first from {remote}",
+                    users.len()
+                ),
+                format!(
+                    "Allow those that should stay, for one `guard allow {remote}`, and add --yes."
+                ),
             ));
         }
     }

@@ -27,7 +27,8 @@ pub fn status(engine: &Engine) -> Result<Status, Failure> {
     missing.extend(uncovered);
     if !backstop.attached {
         missing.push(
-            "the backstop is missing: what does not pass a covered interface reaches the sockets".to_owned(),
+            "the backstop is missing: what does not pass a covered interface reaches the sockets"
+                .to_owned(),
         );
     } else if backstop.scope != ROOT {
         missing.push(format!("the backstop judges {} only", backstop.scope));
@@ -42,7 +43,8 @@ pub fn status(engine: &Engine) -> Result<Status, Failure> {
     let now_ns = probe::boot_ns();
     let observe_until_ns = header.map_or(0, |header| header.observe_until_ns);
     let is_observing = observe_until_ns > now_ns;
-    let has_hooks = backstop.attached || interfaces.iter().any(|interface| interface.hook.is_some());
+    let has_hooks =
+        backstop.attached || interfaces.iter().any(|interface| interface.hook.is_some());
     let enforcement = match (header.is_some() && has_hooks, missing.is_empty(), is_observing) {
         (false, _, _) => Enforcement::None,
         (true, false, _) => Enforcement::Partial,

@@ -184,7 +184,8 @@ impl<'a> Attacher<'a> {
             _ => {}
         }
         let program: &mut SchedClassifier = &mut self.programs.tcx;
-        let ours = seen.filters.iter().find(|filter| self.own_programs.contains(&filter.program_id));
+        let ours =
+            seen.filters.iter().find(|filter| self.own_programs.contains(&filter.program_id));
         let attached = match ours {
             Some(filter) => clsact_link(&wanted.name, filter).and_then(|link| {
                 program.attach_to_link(link).map_err(|error| io::Error::other(chain(&error)))
@@ -242,11 +243,9 @@ impl<'a> Attacher<'a> {
         let failed = |source| KernelError::System { what: "attaching the backstop", source };
         let directory = File::open(cgroup).map_err(failed)?;
         let place = LinkPlace::Cgroup { cgroup_id: directory.metadata().map_err(failed)?.ino() };
-        let program = self
-            .programs
-            .cgroup
-            .fd()
-            .map_err(|source: ProgramError| KernelError::Program { name: "guard_cgroup", source })?;
+        let program = self.programs.cgroup.fd().map_err(|source: ProgramError| {
+            KernelError::Program { name: "guard_cgroup", source }
+        })?;
         match self.links.iter().find(|link| link.place == place) {
             Some(link) => {
                 link.update(program.as_fd())?;
@@ -308,7 +307,9 @@ pub fn coverage(
         let before_ours = programs
             .iter()
             .take_while(|program| !own_programs.contains(&program.id()))
-            .map(|program| format!("{} (id {})", program.name_as_str().unwrap_or("?"), program.id()))
+            .map(|program| {
+                format!("{} (id {})", program.name_as_str().unwrap_or("?"), program.id())
+            })
             .collect();
         return Coverage { way: Some(Way::Tcx), before_ours };
     }
@@ -354,7 +355,9 @@ fn reason(way: Way, error: &io::Error) -> String {
         }
         (Some(libc::EOPNOTSUPP), Way::XdpNative) => "the driver has no native XDP".to_owned(),
         (Some(libc::EINVAL), Way::Tcx) => "this kernel has no TCX (6.6 or newer)".to_owned(),
-        (Some(libc::ERANGE), Way::XdpNative) => "the MTU is too large for this driver's XDP".to_owned(),
+        (Some(libc::ERANGE), Way::XdpNative) => {
+            "the MTU is too large for this driver's XDP".to_owned()
+        }
         _ if error.kind() == io::ErrorKind::Unsupported => {
             "this kernel did not take guard's XDP program".to_owned()
         }

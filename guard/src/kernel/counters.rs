@@ -39,10 +39,10 @@ impl Counters {
         for hook in Hook::ALL {
             for verdict in Verdict::ALL {
                 for reason in Reason::ALL {
-                    let per_cpu = self
-                        .counters
-                        .get(&counter_index(hook, verdict, reason), 0)
-                        .map_err(|source| KernelError::Map { name: map::COUNTERS, what: "read", source })?;
+                    let per_cpu =
+                        self.counters.get(&counter_index(hook, verdict, reason), 0).map_err(
+                            |source| KernelError::Map { name: map::COUNTERS, what: "read", source },
+                        )?;
                     let packets = per_cpu.iter().map(|counter| counter.packets).sum();
                     if packets > 0 {
                         totals.push(CounterView {
@@ -63,10 +63,9 @@ impl Counters {
     /// When the map can't be read.
     pub fn events(&self) -> Result<EventTotals, KernelError> {
         let total = |counter: EventCounter| {
-            let per_cpu = self
-                .events
-                .get(&(counter as u32), 0)
-                .map_err(|source| KernelError::Map { name: map::EVENT_COUNTERS, what: "read", source })?;
+            let per_cpu = self.events.get(&(counter as u32), 0).map_err(|source| {
+                KernelError::Map { name: map::EVENT_COUNTERS, what: "read", source }
+            })?;
             Ok::<u64, KernelError>(per_cpu.iter().fold(0, |sum, part| sum.wrapping_add(*part)))
         };
         Ok(EventTotals {

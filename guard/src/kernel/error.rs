@@ -38,15 +38,21 @@ impl KernelError {
         match self {
             Self::NoObject => "Build it with `cargo xtask build`.",
             Self::NotRoot => "Run it with sudo.",
-            Self::NoBtf { .. } => "Use a kernel built with CONFIG_DEBUG_INFO_BTF; until then nothing is guarded.",
+            Self::NoBtf { .. } => {
+                "Use a kernel built with CONFIG_DEBUG_INFO_BTF; until then nothing is guarded."
+            }
             Self::Load(_) | Self::Program { .. } => {
                 "`guard status` says what is in force; a kernel of 5.8 or newer with BPF enabled is needed."
             }
             Self::Map { .. } | Self::Pin { .. } | Self::System { .. } => {
                 "The policy in force is as it was; `guard status` shows it."
             }
-            Self::TooLarge { .. } => "Use fewer rules with different ports or ends, or wider prefixes.",
-            Self::Locked { .. } => "Change its rules with `guard allow` and `guard deny`, or end it first.",
+            Self::TooLarge { .. } => {
+                "Use fewer rules with different ports or ends, or wider prefixes."
+            }
+            Self::Locked { .. } => {
+                "Change its rules with `guard allow` and `guard deny`, or end it first."
+            }
             Self::NotLoaded => "Start it with `guard run`.",
         }
     }

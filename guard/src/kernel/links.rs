@@ -13,8 +13,8 @@ use aya::{
 };
 use guard_common::abi::{POLICY_SLOTS, PolicyHeader, map, program};
 
-use super::{KernelError, pins::Pins, sys};
 pub use super::sys::LinkPlace;
+use super::{KernelError, pins::Pins, sys};
 
 /// One link of ours.
 #[derive(Debug)]
@@ -79,8 +79,11 @@ impl OwnLink {
             return Ok(());
         }
         remove_pin(path.clone())?;
-        sys::pin(self.fd.as_fd(), &path)
-            .map_err(|source| KernelError::Pin { what: "pinning a link at", path, source })
+        sys::pin(self.fd.as_fd(), &path).map_err(|source| KernelError::Pin {
+            what: "pinning a link at",
+            path,
+            source,
+        })
     }
 }
 
@@ -133,7 +136,10 @@ pub fn own_programs(instance: u64) -> Result<HashSet<u32>, KernelError> {
             continue;
         }
         let maps = info.map_ids().ok().flatten().unwrap_or_default();
-        if maps.into_iter().any(|id| policy_of(id).is_some_and(|header| header.instance == instance)) {
+        if maps
+            .into_iter()
+            .any(|id| policy_of(id).is_some_and(|header| header.instance == instance))
+        {
             ids.insert(info.id());
         }
     }

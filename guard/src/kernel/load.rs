@@ -102,7 +102,8 @@ impl Programs {
             .then(|| Xdp::from_pin(&xdp_pin, aya_obj::programs::XdpAttachType::Interface))
             .transpose()
             .map_err(failed(program::XDP))?;
-        let tcx = SchedClassifier::from_pin(pins.program(program::TCX)).map_err(failed(program::TCX))?;
+        let tcx =
+            SchedClassifier::from_pin(pins.program(program::TCX)).map_err(failed(program::TCX))?;
         let cgroup = CgroupSkb::from_pin(
             pins.program(program::CGROUP),
             aya_obj::programs::CgroupSkbAttachType::Ingress,

@@ -31,7 +31,8 @@ impl Lock {
     /// # Errors
     /// [`KernelError::Locked`] when another process holds it; else when the file can't be had.
     pub fn take(path: &Path) -> Result<Self, KernelError> {
-        let failed = |source| KernelError::Pin { what: "taking the lock", path: path.into(), source };
+        let failed =
+            |source| KernelError::Pin { what: "taking the lock", path: path.into(), source };
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory).map_err(failed)?;
         }

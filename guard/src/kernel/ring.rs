@@ -15,9 +15,11 @@ impl EventRing {
     /// When the pin is missing or holds something else.
     pub fn open(pins: &Pins) -> Result<Self, KernelError> {
         let ring = Map::RingBuf(open(pins, map::EVENTS)?);
-        let ring = ring
-            .try_into()
-            .map_err(|source| KernelError::Map { name: map::EVENTS, what: "opened", source })?;
+        let ring = ring.try_into().map_err(|source| KernelError::Map {
+            name: map::EVENTS,
+            what: "opened",
+            source,
+        })?;
         Ok(Self(ring))
     }
 

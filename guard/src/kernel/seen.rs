@@ -54,8 +54,7 @@ pub async fn seen(interfaces: &[u32]) -> Result<HashMap<u32, Seen>, KernelError>
         }
     }
     for (ifindex, seen) in &mut all {
-        let mut filters =
-            handle.traffic_filter(ifindex.cast_signed()).get().ingress().execute();
+        let mut filters = handle.traffic_filter(ifindex.cast_signed()).get().ingress().execute();
         // An interface without clsact answers with an error, which says the same as an empty list.
         while let Ok(Some(message)) = filters.try_next().await {
             seen.filters.extend(seen_filter(&message));

@@ -111,11 +111,17 @@ pub fn link_by_id(id: u32) -> io::Result<OwnedFd> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkPlace {
     /// 0 when the interface is gone.
-    Xdp { ifindex: u32 },
+    Xdp {
+        ifindex: u32,
+    },
     /// TCX ingress. 0 when the interface is gone.
-    Tcx { ifindex: u32 },
+    Tcx {
+        ifindex: u32,
+    },
     /// 0 when the cgroup is gone.
-    Cgroup { cgroup_id: u64 },
+    Cgroup {
+        cgroup_id: u64,
+    },
     Other,
 }
 

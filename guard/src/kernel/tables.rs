@@ -59,7 +59,9 @@ impl PolicyMaps {
         Ok(Self {
             active: array(map::ACTIVE)?.try_into().map_err(failed(map::ACTIVE, "opened"))?,
             policy: array(map::POLICY)?.try_into().map_err(failed(map::POLICY, "opened"))?,
-            port_bits: array(map::PORT_BITS)?.try_into().map_err(failed(map::PORT_BITS, "opened"))?,
+            port_bits: array(map::PORT_BITS)?
+                .try_into()
+                .map_err(failed(map::PORT_BITS, "opened"))?,
             ports: Map::HashMap(open(pins, map::PORTS)?)
                 .try_into()
                 .map_err(failed(map::PORTS, "opened"))?,
@@ -116,8 +118,10 @@ impl PolicyMaps {
         let active = self.active_slot()?;
         let slot = active.map_or(0, |active| (active + 1) % POLICY_SLOTS);
         // A packet that came in before the last swap may still be walking this slot.
-        sys::wait_for_running_programs()
-            .map_err(|source| KernelError::System { what: "waiting for packets under way", source })?;
+        sys::wait_for_running_programs().map_err(|source| KernelError::System {
+            what: "waiting for packets under way",
+            source,
+        })?;
 
         let current = match self.written[slot as usize].take() {
             Some(tables) => tables,
@@ -150,7 +154,12 @@ impl PolicyMaps {
         })
     }
 
-    fn write_slot(&mut self, slot: u32, current: &Tables, wanted: &Tables) -> Result<(), KernelError> {
+    fn write_slot(
+        &mut self,
+        slot: u32,
+        current: &Tables,
+        wanted: &Tables,
+    ) -> Result<(), KernelError> {
         let plan = plan::plan(current, wanted);
         for prefix in &plan.remove_sources {
             match self.sources.remove(&source_key(slot, prefix)) {
@@ -193,7 +202,9 @@ impl PolicyMaps {
             for (index, word) in (first..).zip(words) {
                 let held = self.port_bits.get(&index, 0).map_err(failed(map::PORT_BITS, "read"))?;
                 if held != word {
-                    self.port_bits.set(index, word, 0).map_err(failed(map::PORT_BITS, "written"))?;
+                    self.port_bits
+                        .set(index, word, 0)
+                        .map_err(failed(map::PORT_BITS, "written"))?;
                 }
             }
         }
@@ -216,7 +227,8 @@ impl PolicyMaps {
         for entry in self.sources.iter() {
             let (key, value) = entry.map_err(failed(map::SOURCES, "read"))?;
             let (bits, key) = (key.prefix_len(), key.data());
-            let bits = bits.checked_sub(SourceKey::HEAD_BITS).and_then(|bits| u8::try_from(bits).ok());
+            let bits =
+                bits.checked_sub(SourceKey::HEAD_BITS).and_then(|bits| u8::try_from(bits).ok());
             if let (true, Some(family), Some(bits)) = (key.slot() == slot, key.family(), bits) {
                 tables.sources.insert(Prefix { family, address: *key.address(), bits }, value);
             }

@@ -315,11 +315,7 @@ pub(crate) mod tests {
         let busy = Status {
             daemon: None,
             wide_rules: vec!["allow 10.0.0.0/7 (rule 3)".into()],
-            events: EventTotals {
-                unreported: 34,
-                repeated: 0,
-                ring_full: 2,
-            },
+            events: EventTotals { unreported: 34, repeated: 0, ring_full: 2 },
             ..example()
         };
         let text = status(&busy, &view());

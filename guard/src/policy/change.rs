@@ -119,7 +119,11 @@ fn put(state: &mut State, rule: Rule, clock: &Clock, notes: &mut Vec<String>) ->
 /// # Errors
 /// When a word names no rule, several, or one that no command has made. `state` may hold part of it then: the caller hands in a
 /// copy.
-pub fn remove(policy: &Policy, words: &[String], state: &mut State) -> Result<Vec<RuleId>, Failure> {
+pub fn remove(
+    policy: &Policy,
+    words: &[String],
+    state: &mut State,
+) -> Result<Vec<RuleId>, Failure> {
     let mut removed = Vec::new();
     for word in words {
         let rule = named(policy, word)?;
@@ -175,6 +179,9 @@ fn named<'a>(policy: &'a Policy, word: &str) -> Result<&'a Rule, Failure> {
 /// # Errors
 /// When no calendar holds it.
 pub fn end_after(now: jiff::Timestamp, seconds: u64) -> Result<jiff::Timestamp, Failure> {
+    if seconds == 0 {
+        return Err(Failure::bad_request("0 seconds is no time at all", "Give a longer time."));
+    }
     i64::try_from(seconds)
         .ok()
         .and_then(|seconds| now.checked_add(SignedDuration::from_secs(seconds)).ok())
@@ -218,7 +225,8 @@ mod tests {
     #[test]
     fn numbers_are_given_once() {
         let mut state = State::default();
-        let first = added(&mut state, &request(Action::Allow, &["192.0.2.1", "192.0.2.2"])).unwrap();
+        let first =
+            added(&mut state, &request(Action::Allow, &["192.0.2.1", "192.0.2.2"])).unwrap();
         assert_eq!(first.ids, [RuleId::command(1), RuleId::command(2)]);
         remove(&policy(&state), &["2".to_owned()], &mut state).unwrap();
         let second = added(&mut state, &request(Action::Allow, &["192.0.2.3"])).unwrap();
@@ -285,6 +293,7 @@ mod tests {
             AddRules { ports: vec!["x".to_owned()], ..good.clone() },
             AddRules { comment: Some("a\nb".to_owned()), ..good.clone() },
             AddRules { for_seconds: Some(u64::MAX), ..good.clone() },
+            AddRules { for_seconds: Some(0), ..good.clone() },
             AddRules { sources: vec!["0.0.0.0/0".to_owned()], ..good },
             request(Action::Deny, &["127.0.0.1"]),
         ];

@@ -84,7 +84,8 @@ impl Sets {
 
 fn read(path: &Path) -> Result<Vec<IpNet>, SetError> {
     let unreadable = |why: String| SetError::Unreadable { path: path.to_owned(), why };
-    let bytes = bounded_file::read(path, MAX_BYTES).map_err(|error| unreadable(error.to_string()))?;
+    let bytes =
+        bounded_file::read(path, MAX_BYTES).map_err(|error| unreadable(error.to_string()))?;
     let text = String::from_utf8(bytes).map_err(|_| unreadable("it is not text".to_owned()))?;
     let mut prefixes = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
@@ -126,7 +127,8 @@ mod tests {
 
     #[test]
     fn prefixes_and_addresses_stand_one_a_line() {
-        let read = read_text("# office\n192.0.2.0/24\n\n  2001:db8::7 # printer\r\n10.0.0.1\n").unwrap();
+        let read =
+            read_text("# office\n192.0.2.0/24\n\n  2001:db8::7 # printer\r\n10.0.0.1\n").unwrap();
         let expected = ["192.0.2.0/24", "2001:db8::7/128", "10.0.0.1/32"];
         assert_eq!(read, expected.map(|text| text.parse::<IpNet>().unwrap()));
         assert_eq!(read_text("").unwrap(), []);
@@ -139,10 +141,7 @@ mod tests {
             assert!(matches!(&error, SetError::BadLine { line: 2, .. }), "{error}");
             assert!(error.to_string().contains(bad), "{error}");
         }
-        assert!(matches!(
-            read(Path::new("/nowhere/at/all")),
-            Err(SetError::Unreadable { .. })
-        ));
+        assert!(matches!(read(Path::new("/nowhere/at/all")), Err(SetError::Unreadable { .. })));
     }
 
     #[test]

@@ -88,14 +88,9 @@ impl FromStr for GuardedPort {
     fn from_str(text: &str) -> Result<Self, PortError> {
         let (protocol, first, last) = parse_range(text)?;
         if first != last {
-            return Err(PortError::Range {
-                text: text.to_owned(),
-            });
+            return Err(PortError::Range { text: text.to_owned() });
         }
-        Ok(Self {
-            protocol,
-            number: first,
-        })
+        Ok(Self { protocol, number: first })
     }
 }
 
@@ -106,13 +101,9 @@ impl FromStr for GuardedPort {
 pub fn parse_ports(text: &str) -> Result<Vec<GuardedPort>, PortError> {
     let (protocol, first, last) = parse_range(text)?;
     if u32::from(last - first) >= MAX_GUARDED_PORTS {
-        return Err(PortError::TooMany {
-            text: text.to_owned(),
-        });
+        return Err(PortError::TooMany { text: text.to_owned() });
     }
-    Ok((first..=last)
-        .map(|number| GuardedPort { protocol, number })
-        .collect())
+    Ok((first..=last).map(|number| GuardedPort { protocol, number }).collect())
 }
 
 /// Several of what [`parse_ports`] reads, as a sorted list that holds each port once.
@@ -124,9 +115,7 @@ pub fn parse_port_list<T: AsRef<str>>(texts: &[T]) -> Result<Vec<GuardedPort>, P
     for text in texts {
         ports.extend(parse_ports(text.as_ref())?);
         if ports.len() > MAX_GUARDED_PORTS as usize {
-            return Err(PortError::TooMany {
-                text: text.as_ref().to_owned(),
-            });
+            return Err(PortError::TooMany { text: text.as_ref().to_owned() });
         }
     }
     Ok(ports.into_iter().collect())
@@ -135,19 +124,14 @@ pub fn parse_port_list<T: AsRef<str>>(texts: &[T]) -> Result<Vec<GuardedPort>, P
 /// Protocol, first and last port.
 fn parse_range(text: &str) -> Result<(Protocol, u16, u16), PortError> {
     if let Ok(address) = text.parse::<SocketAddr>() {
-        return Err(PortError::AtAddress {
-            text: text.to_owned(),
-            port: address.port(),
-        });
+        return Err(PortError::AtAddress { text: text.to_owned(), port: address.port() });
     }
     let (protocol, numbers) = match text.split_once('/') {
         None => (Protocol::Tcp, text),
         Some(("tcp", numbers)) => (Protocol::Tcp, numbers),
         Some(("udp", numbers)) => (Protocol::Udp, numbers),
         Some(_) => {
-            return Err(PortError::UnknownProtocol {
-                text: text.to_owned(),
-            });
+            return Err(PortError::UnknownProtocol { text: text.to_owned() });
         }
     };
     let Some((first, last)) = numbers.split_once('-') else {
@@ -158,10 +142,7 @@ fn parse_range(text: &str) -> Result<(Protocol, u16, u16), PortError> {
     if first > last {
         let prefix = text.strip_suffix(numbers).unwrap_or_default();
         let ordered = format!("{prefix}{last}-{first}");
-        return Err(PortError::Backwards {
-            text: text.to_owned(),
-            ordered,
-        });
+        return Err(PortError::Backwards { text: text.to_owned(), ordered });
     }
     Ok((protocol, first, last))
 }
@@ -169,18 +150,12 @@ fn parse_range(text: &str) -> Result<(Protocol, u16, u16), PortError> {
 /// Digits only: `u16::from_str` would take a sign as well.
 fn parse_number(digits: &str, text: &str) -> Result<u16, PortError> {
     if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(PortError::NotAPort {
-            text: text.to_owned(),
-        });
+        return Err(PortError::NotAPort { text: text.to_owned() });
     }
     match digits.parse() {
-        Ok(0) => Err(PortError::Zero {
-            text: text.to_owned(),
-        }),
+        Ok(0) => Err(PortError::Zero { text: text.to_owned() }),
         Ok(number) => Ok(number),
-        Err(_) => Err(PortError::TooLarge {
-            text: text.to_owned(),
-        }),
+        Err(_) => Err(PortError::TooLarge { text: text.to_owned() }),
     }
 }
 
@@ -191,17 +166,11 @@ mod tests {
     use super::*;
 
     fn tcp(number: u16) -> GuardedPort {
-        GuardedPort {
-            protocol: Protocol::Tcp,
-            number,
-        }
+        GuardedPort { protocol: Protocol::Tcp, number }
     }
 
     fn udp(number: u16) -> GuardedPort {
-        GuardedPort {
-            protocol: Protocol::Udp,
-            number,
-        }
+        GuardedPort { protocol: Protocol::Udp, number }
     }
 
     #[test]
@@ -209,10 +178,7 @@ mod tests {
         assert_eq!("11434".parse(), Ok(tcp(11434)));
         assert_eq!("tcp/11434".parse(), Ok(tcp(11434)));
         assert_eq!("udp/53".parse(), Ok(udp(53)));
-        assert_eq!(
-            parse_ports("8000-8002"),
-            Ok(vec![tcp(8000), tcp(8001), tcp(8002)])
-        );
+        assert_eq!(parse_ports("8000-8002"), Ok(vec![tcp(8000), tcp(8001), tcp(8002)]));
         assert_eq!(parse_ports("udp/8000-8000"), Ok(vec![udp(8000)]));
         assert_eq!(parse_ports("65535"), Ok(vec![tcp(65535)]));
         assert_eq!(parse_ports("65530-65535").map(|ports| ports.len()), Ok(6));
@@ -257,14 +223,9 @@ mod tests {
         assert!(parse_ports("1-64").is_ok());
         assert_eq!(
             "8000-8001".parse::<GuardedPort>(),
-            Err(PortError::Range {
-                text: "8000-8001".to_owned()
-            })
+            Err(PortError::Range { text: "8000-8001".to_owned() })
         );
-        assert!(matches!(
-            parse_port_list(&["1-64", "80"]),
-            Err(PortError::TooMany { .. })
-        ));
+        assert!(matches!(parse_port_list(&["1-64", "80"]), Err(PortError::TooMany { .. })));
     }
 
     proptest! {

@@ -23,11 +23,7 @@ pub enum SourceError {
     #[error("the source {} is longer than {MAX_SOURCE_BYTES} bytes", quoted(.text))]
     TooLong { text: String },
     #[error("{} has bits set beyond its prefix", quoted(.text))]
-    HostBits {
-        text: String,
-        address: IpAddr,
-        prefix: IpNet,
-    },
+    HostBits { text: String, address: IpAddr, prefix: IpNet },
     #[error("{} has no prefix length from 0 to {most}", quoted(.text))]
     PrefixLength { text: String, most: u8 },
     #[error("{} stands for IPv4 addresses, whose packets never come as IPv6", quoted(.text))]
@@ -35,11 +31,7 @@ pub enum SourceError {
     #[error("{} names an interface, which a source can't", quoted(.text))]
     Zone { text: String, address: String },
     #[error("{} names a port, which a source can't", quoted(.text))]
-    WithPort {
-        text: String,
-        address: IpAddr,
-        port: u16,
-    },
+    WithPort { text: String, address: IpAddr, port: u16 },
     #[error("{} is not an address or a prefix", quoted(.text))]
     NotAnAddress { text: String },
     #[error("{} is a DNS name, which this version does not resolve", quoted(.text))]
@@ -175,9 +167,7 @@ impl FromStr for Source {
             return Err(SourceError::Empty);
         }
         if text.len() > MAX_SOURCE_BYTES {
-            return Err(SourceError::TooLong {
-                text: text.to_owned(),
-            });
+            return Err(SourceError::TooLong { text: text.to_owned() });
         }
         match text {
             "lan" => return Ok(Self::Lan),
@@ -188,14 +178,10 @@ impl FromStr for Source {
             return parse_file(path, text).map(Self::File);
         }
         if text.starts_with("country:") {
-            return Err(SourceError::Country {
-                text: text.to_owned(),
-            });
+            return Err(SourceError::Country { text: text.to_owned() });
         }
         if text.starts_with("if:") {
-            return Err(SourceError::Interface {
-                text: text.to_owned(),
-            });
+            return Err(SourceError::Interface { text: text.to_owned() });
         }
         parse_prefix(text).map(Self::Prefix)
     }
@@ -205,9 +191,7 @@ fn parse_file(path: &str, text: &str) -> Result<PathBuf, SourceError> {
     let path = Path::new(path);
     let names_a_file = matches!(path.components().next_back(), Some(Component::Normal(_)));
     if !path.is_absolute() || !names_a_file || text.chars().any(char::is_control) {
-        return Err(SourceError::RelativeFile {
-            text: text.to_owned(),
-        });
+        return Err(SourceError::RelativeFile { text: text.to_owned() });
     }
     Ok(path.to_path_buf())
 }
@@ -226,33 +210,21 @@ pub(crate) fn parse_prefix(text: &str) -> Result<IpNet, SourceError> {
     };
     let most = if address.is_ipv4() { 32 } else { 128 };
     let length = match length {
-        Some(length) => parse_length(length, most).ok_or_else(|| SourceError::PrefixLength {
-            text: text.to_owned(),
-            most,
-        })?,
+        Some(length) => parse_length(length, most)
+            .ok_or_else(|| SourceError::PrefixLength { text: text.to_owned(), most })?,
         None => most,
     };
     let Ok(typed) = IpNet::new(address, length) else {
-        return Err(SourceError::PrefixLength {
-            text: text.to_owned(),
-            most,
-        });
+        return Err(SourceError::PrefixLength { text: text.to_owned(), most });
     };
     let prefix = typed.trunc();
     if let IpNet::V6(v6) = prefix
         && let Some(ipv4) = mapped_ipv4(v6)
     {
-        return Err(SourceError::MappedIpv4 {
-            text: text.to_owned(),
-            ipv4: IpNet::V4(ipv4),
-        });
+        return Err(SourceError::MappedIpv4 { text: text.to_owned(), ipv4: IpNet::V4(ipv4) });
     }
     if prefix.addr() != address {
-        return Err(SourceError::HostBits {
-            text: text.to_owned(),
-            address,
-            prefix,
-        });
+        return Err(SourceError::HostBits { text: text.to_owned(), address, prefix });
     }
     Ok(prefix)
 }
@@ -261,10 +233,7 @@ pub(crate) fn parse_prefix(text: &str) -> Result<IpNet, SourceError> {
 fn parse_length(digits: &str, most: u8) -> Option<u8> {
     let is_plain = digits.bytes().all(|byte| byte.is_ascii_digit())
         && (digits == "0" || !digits.starts_with('0'));
-    digits
-        .parse()
-        .ok()
-        .filter(|length| is_plain && *length <= most)
+    digits.parse().ok().filter(|length| is_plain && *length <= most)
 }
 
 /// The IPv4 prefix that an IPv6 prefix inside `::ffff:0:0/96` stands for (RFC 4291 section 2.5.5.2).
@@ -280,26 +249,16 @@ fn not_an_address(text: &str, address: &str) -> SourceError {
     if let Some((before, _zone)) = address.split_once('%')
         && before.parse::<Ipv6Addr>().is_ok()
     {
-        return SourceError::Zone {
-            text,
-            address: before.to_owned(),
-        };
+        return SourceError::Zone { text, address: before.to_owned() };
     }
     if let Ok(socket) = text.parse::<SocketAddr>() {
-        return SourceError::WithPort {
-            text,
-            address: socket.ip(),
-            port: socket.port(),
-        };
+        return SourceError::WithPort { text, address: socket.ip(), port: socket.port() };
     }
     let has_name_characters_only = address
         .bytes()
         .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'));
     let has_letters = address.bytes().any(|byte| byte.is_ascii_alphabetic());
-    match (
-        address.contains('.'),
-        has_name_characters_only && has_letters,
-    ) {
+    match (address.contains('.'), has_name_characters_only && has_letters) {
         (true, true) => SourceError::DnsName { text },
         (false, true) => SourceError::UnknownWord { text },
         (_, false) => SourceError::NotAnAddress { text },
@@ -319,33 +278,13 @@ mod tests {
     #[test]
     fn sources_are_read_and_written_in_their_shortest_form() {
         for (text, source, shown) in [
-            (
-                "192.0.2.7",
-                Source::Prefix(net("192.0.2.7/32")),
-                "192.0.2.7",
-            ),
-            (
-                "192.0.2.7/32",
-                Source::Prefix(net("192.0.2.7/32")),
-                "192.0.2.7",
-            ),
-            (
-                "192.0.2.0/24",
-                Source::Prefix(net("192.0.2.0/24")),
-                "192.0.2.0/24",
-            ),
+            ("192.0.2.7", Source::Prefix(net("192.0.2.7/32")), "192.0.2.7"),
+            ("192.0.2.7/32", Source::Prefix(net("192.0.2.7/32")), "192.0.2.7"),
+            ("192.0.2.0/24", Source::Prefix(net("192.0.2.0/24")), "192.0.2.0/24"),
             ("0.0.0.0/0", Source::Prefix(net("0.0.0.0/0")), "0.0.0.0/0"),
             ("::/0", Source::Prefix(net("::/0")), "::/0"),
-            (
-                "2001:DB8::/32",
-                Source::Prefix(net("2001:db8::/32")),
-                "2001:db8::/32",
-            ),
-            (
-                "2001:db8:0:0::1",
-                Source::Prefix(net("2001:db8::1/128")),
-                "2001:db8::1",
-            ),
+            ("2001:DB8::/32", Source::Prefix(net("2001:db8::/32")), "2001:db8::/32"),
+            ("2001:db8:0:0::1", Source::Prefix(net("2001:db8::1/128")), "2001:db8::1"),
             ("lan", Source::Lan, "lan"),
             ("lan6", Source::Lan6, "lan6"),
             (
@@ -364,41 +303,21 @@ mod tests {
     fn what_is_no_source_is_refused_with_what_would_be_right() {
         for (text, what, fix) in [
             ("", "a source is empty", "192.0.2.7"),
-            (
-                "192.0.2.7/24",
-                "bits set beyond",
-                "Write 192.0.2.7 or 192.0.2.0/24,",
-            ),
-            (
-                "2001:db8::1/32",
-                "bits set beyond",
-                "Write 2001:db8::1 or 2001:db8::/32,",
-            ),
+            ("192.0.2.7/24", "bits set beyond", "Write 192.0.2.7 or 192.0.2.0/24,"),
+            ("2001:db8::1/32", "bits set beyond", "Write 2001:db8::1 or 2001:db8::/32,"),
             ("192.0.2.0/33", "no prefix length from 0 to 32", "0 to 32"),
             ("192.0.2.0/", "no prefix length", "0 to 32"),
             ("192.0.2.0/+24", "no prefix length", "0 to 32"),
             ("192.0.2.0/024", "no prefix length", "0 to 32"),
             ("192.0.2.0/255.255.255.0", "no prefix length", "0 to 32"),
             ("192.0.2.0/24/24", "no prefix length", "0 to 32"),
-            (
-                "2001:db8::/129",
-                "no prefix length from 0 to 128",
-                "0 to 128",
-            ),
+            ("2001:db8::/129", "no prefix length from 0 to 128", "0 to 128"),
             ("::ffff:192.0.2.7", "stands for IPv4", "Write 192.0.2.7."),
             ("::ffff:0:0/96", "stands for IPv4", "Write 0.0.0.0/0."),
-            (
-                "::ffff:192.0.2.0/120",
-                "stands for IPv4",
-                "Write 192.0.2.0/24.",
-            ),
+            ("::ffff:192.0.2.0/120", "stands for IPv4", "Write 192.0.2.0/24."),
             ("fe80::1%eth0", "names an interface", "Write fe80::1."),
             ("fe80::%eth0/64", "names an interface", "Write fe80::."),
-            (
-                "192.0.2.7:11434",
-                "names a port",
-                "Write 192.0.2.7, and give the port 11434",
-            ),
+            ("192.0.2.7:11434", "names a port", "Write 192.0.2.7, and give the port 11434"),
             ("[2001:db8::1]:80", "names a port", "Write 2001:db8::1,"),
             ("192.0.2", "is not an address", "192.0.2.7"),
             ("192.0.2.256", "is not an address", "192.0.2.7"),
@@ -409,11 +328,7 @@ mod tests {
             ("7", "is not an address", "192.0.2.7"),
             ("host.example.org", "DNS name", "addresses it stands for"),
             ("country:FR", "a country", "@/etc/guard/country.txt"),
-            (
-                "if:tailscale0",
-                "not supported by this version",
-                "100.64.0.0/10",
-            ),
+            ("if:tailscale0", "not supported by this version", "100.64.0.0/10"),
             ("office", "is not a source", "lan6"),
             ("LAN", "is not a source", "lan6"),
             ("@office.txt", "full path", "@/etc/guard/office.txt"),
@@ -426,10 +341,7 @@ mod tests {
             assert!(error.fix().contains(fix), "{text}: {}", error.fix());
         }
         let long = format!("@/{}", "x".repeat(MAX_SOURCE_BYTES));
-        assert!(matches!(
-            long.parse::<Source>(),
-            Err(SourceError::TooLong { .. })
-        ));
+        assert!(matches!(long.parse::<Source>(), Err(SourceError::TooLong { .. })));
     }
 
     #[test]
