@@ -149,7 +149,7 @@ pub enum Enforcement {
 }
 
 /// `guard status`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     pub enforcement: Enforcement,
     /// What is missing, one sentence each.

@@ -176,7 +176,7 @@ async fn reload_on_hangup(engine: Arc<Mutex<Engine>>, mut hangup: tokio::signal:
                 change.notes.iter().for_each(|note| log::info!("{note}"));
             }
             Ok(Err(failure)) => {
-                log::error!("not reloaded, the policy in force is as it was: {failure}")
+                log::error!("not reloaded, the policy in force is as it was: {failure}");
             }
             Err(error) => log::error!("{error}"),
         }

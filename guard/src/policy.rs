@@ -162,11 +162,13 @@ fn is_same(one: &Rule, other: &Rule) -> bool {
 
 /// The id of a rule that denies just what this one allows, and wins.
 fn denied_by<'a>(rules: &'a [Rule], rule: &Rule) -> Option<&'a RuleId> {
+    let covers_ports = |other: &Rule| {
+        let is_narrower =
+            rule.ports.is_empty() || !rule.ports.iter().all(|port| other.is_for(*port));
+        other.ports.is_empty() || !is_narrower
+    };
     let denies = |other: &&Rule| {
-        other.action == Action::Deny
-            && other.source == rule.source
-            && (other.ports.is_empty() || rule.ports.iter().all(|port| other.ports.contains(port)))
-            && !(rule.ports.is_empty() && !other.ports.is_empty())
+        other.action == Action::Deny && other.source == rule.source && covers_ports(other)
     };
     (rule.action == Action::Allow).then(|| rules.iter().find(denies)).flatten().map(|rule| &rule.id)
 }

@@ -16,7 +16,7 @@ use crate::{
 const MOST: usize = 10;
 
 /// What is known once the policy is in force.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Startup {
     pub status: Status,
     /// Sockets that other machines could reach until now.

@@ -51,8 +51,8 @@ pub(super) fn read<R: Reader + ?Sized>(reader: &R, offset: usize, packet: &mut P
         let is_authentication = ones_if_equal(next, next_header::AUTHENTICATION);
         let length = usize::from(extension[1]);
         offset += (8 & is_fragment_header)
-            | ((length + 2) * 4 & is_authentication)
-            | ((length + 1) * 8 & !is_fragment_header & !is_authentication);
+            | (((length + 2) * 4) & is_authentication)
+            | (((length + 1) * 8) & !is_fragment_header & !is_authentication);
         let fragment =
             usize::from(u16::from_be_bytes([extension[2], extension[3]])) & is_fragment_header;
         more_fragments |= fragment & MORE_FRAGMENTS;

@@ -66,7 +66,7 @@ struct Host {
     local: Vec<Prefix>,
 }
 
-/// A host with an address of each family and a container subnet, that allows 192.0.2.0/24 and 2001:db8:a::/48.
+/// A host with an address of each family and a container subnet, that allows 192.0.2.0/24 and `2001:db8:a::/48`.
 fn host() -> Host {
     Host {
         ports: [TCP_8080, TCP_11434].into(),

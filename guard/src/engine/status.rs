@@ -16,7 +16,12 @@ pub fn status(engine: &Engine) -> Result<Status, Failure> {
     let config = &engine.settings.config;
     let facts = Facts::gather(config)?;
     let links = links::ours(&engine.pins)?;
-    let header = engine.maps.as_ref().map(|maps| maps.header()).transpose()?.flatten();
+    let header = engine
+        .maps
+        .as_ref()
+        .map(super::super::kernel::tables::PolicyMaps::header)
+        .transpose()?
+        .flatten();
     let (interfaces, uncovered) = coverage::report(&engine.pins, config, &facts, &links)?;
     let backstop = backstop(engine, attach::backstop(&links));
 

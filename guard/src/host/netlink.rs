@@ -494,7 +494,7 @@ mod tests {
         other_table.attributes.push(RouteAttribute::Table(255));
         let mut cached = unicast.clone();
         cached.header.flags = RouteFlags::Cloned;
-        let mut too_long = unicast.clone();
+        let mut too_long = unicast;
         too_long.header.destination_prefix_length = 33;
         let blackhole = route_message(RouteType::BlackHole, attributes);
         for message in [other_table, cached, too_long, blackhole] {

@@ -213,7 +213,7 @@ impl PolicyMaps {
 
     fn read_ports(&self, slot: u32) -> Result<BTreeMap<GuardedPort, PortIndex>, KernelError> {
         let mut ports = BTreeMap::new();
-        for entry in self.ports.iter() {
+        for entry in &self.ports {
             let (key, value) = entry.map_err(failed(map::PORTS, "read"))?;
             if let (true, Some(protocol)) = (key.slot() == slot, key.protocol()) {
                 ports.insert(GuardedPort { protocol, number: key.port() }, value.index);
@@ -224,7 +224,7 @@ impl PolicyMaps {
 
     fn read_slot(&self, slot: u32) -> Result<Tables, KernelError> {
         let mut tables = Tables { ports: self.read_ports(slot)?, ..Tables::default() };
-        for entry in self.sources.iter() {
+        for entry in &self.sources {
             let (key, value) = entry.map_err(failed(map::SOURCES, "read"))?;
             let (bits, key) = (key.prefix_len(), key.data());
             let bits =
