@@ -116,7 +116,7 @@ pub struct RuleView {
     pub until: Option<Timestamp>,
     pub comment: Option<String>,
     pub origin: Origin,
-    /// Prefixes it stands for now: 1 for a prefix typed by hand.
+    /// How many prefixes it stands for at present; 1 where one was typed by hand.
     pub prefixes: usize,
     /// Wider than needs no `--yes`.
     #[serde(default)]
