@@ -68,8 +68,6 @@ pub struct Engine {
     pins: Pins,
     /// Why enforcement would not outlive the daemon.
     mortal: Option<String>,
-    /// Things found while opening that somebody should know.
-    warnings: Vec<String>,
     /// `None` while nothing is loaded.
     maps: Option<PolicyMaps>,
     /// The sets of files, as they were when they were read.
@@ -92,21 +90,20 @@ impl Engine {
         let config = settings::load(place)?;
         probe::check_root()?;
         let lock = Lock::take(&config.paths.lock())?;
-        let now = Timestamp::now();
-        let loaded = State::load(&config.paths.state, now)?;
+        let loaded = State::load(&config.paths.state)?;
         let root = bpffs::locate(&config.paths.pins)
             .map_err(|error| Failure::failed(error.to_string(), error.fix()))?;
         let pins = Pins::new(root.path, &config.paths.pins);
         let maps = pins.are_complete().then(|| PolicyMaps::open(&pins)).transpose()?;
-        let mut warnings: Vec<String> = loaded.warning.into_iter().collect();
-        warnings.extend(root.note.clone());
+        for warning in loaded.warning.iter().chain(&root.note) {
+            log::warn!("{warning}");
+        }
         Ok(Self {
             place: place.clone(),
             settings: Settings::new(config, &loaded.state.run)?,
             state: loaded.state,
             pins,
             mortal: (!root.outlives_us).then(|| root.note.unwrap_or_default()),
-            warnings,
             maps,
             sets: Sets::default(),
             in_force: None,
@@ -242,7 +239,7 @@ impl Engine {
         let facts = Facts::gather(&settings.config)?;
         let generation = self.put_settings(settings, &state, &facts)?;
         state.newest_time = state.newest_time.max(self.clock().wall);
-        if let Err(error) = state.save(&settings.config.paths.state) {
+        if let Err(error) = state.save(&settings.config.paths.state, Timestamp::now()) {
             let (settings, state) = (self.settings.clone(), self.state.clone());
             self.put_settings(&settings, &state, &facts)?;
             return Err(error.into());
@@ -402,7 +399,7 @@ impl Control for Engine {
         if self.maps.is_some() {
             notes.extend(start::reserve_ports(&self.settings, &mut state));
             self.state.reserved_ports = state.reserved_ports;
-            self.state.save(&self.settings.config.paths.state)?;
+            self.state.save(&self.settings.config.paths.state, Timestamp::now())?;
             let facts = Facts::gather(&self.settings.config)?;
             notes.extend(coverage::cover(&self.pins, &self.settings.config, &facts)?);
         }
@@ -436,7 +433,7 @@ impl Control for Engine {
         self.state.mode = None;
         self.state.observe_until = None;
         self.state.run = RunFlags::default();
-        self.state.save(&self.settings.config.paths.state)?;
+        self.state.save(&self.settings.config.paths.state, Timestamp::now())?;
         if lifted.is_empty() {
             lifted.push("nothing was in force".to_owned());
         }

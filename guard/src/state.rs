@@ -151,49 +151,41 @@ struct AnyVersion {
 }
 
 impl State {
-    /// Reads the state in a directory; it is empty where there is none.
-    ///
-    /// A file that can't be understood is moved to `state.json.bad-<unix seconds>`, by the clock `now`.
+    /// Reads the state in a directory; it is empty where there is none, and where it can't be understood. The file is left
+    /// as it is: whoever only asks changes nothing.
     ///
     /// # Errors
-    /// When the file is there and can't be read, or can't be moved aside.
-    pub fn load(directory: &Path, now: Timestamp) -> Result<Loaded, StateError> {
+    /// When the file is there and can't be read.
+    pub fn load(directory: &Path) -> Result<Loaded, StateError> {
         let path = directory.join(FILE_NAME);
-        let understood = match bounded_file::read(&path, MAX_BYTES) {
-            Ok(bytes) => understand(&bytes),
-            Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
-                Ok(Self::default())
-            }
-            Err(error @ ReadError::TooLarge { .. }) => Err(error.to_string()),
-            Err(error @ (ReadError::Io(_) | ReadError::NotRegular)) => {
-                return Err(StateError::Unreadable { path, error: error.to_string() });
-            }
-        };
-        match understood {
-            Ok(state) => Ok(Loaded { state, warning: None }),
-            Err(why) => {
-                let to = directory.join(format!("{FILE_NAME}.bad-{}", now.as_second()));
-                if let Err(source) = fs::rename(&path, &to) {
-                    return Err(StateError::NotMoved { path, to, source });
-                }
-                let warning = format!(
-                    "The state file {} was not understood ({why}) and is now {}: rules made by command are \
-                     gone until they are made again.",
-                    path.display(),
-                    to.display()
-                );
-                Ok(Loaded { state: Self::default(), warning: Some(warning) })
-            }
-        }
+        Ok(match read(&path)? {
+            Ok(state) => Loaded { state, warning: None },
+            Err(why) => Loaded {
+                state: Self::default(),
+                warning: Some(format!(
+                    "The state file {} is not understood ({why}): rules made by command are gone until they \
+                     are made again. The next change keeps the file aside as {FILE_NAME}.bad-<time>.",
+                    path.display()
+                )),
+            },
+        })
     }
 
     /// Writes the state to a directory, which is made where it is absent.
     ///
+    /// A file that can't be understood is kept as `state.json.bad-<unix seconds>`, by the clock `now`.
+    ///
     /// # Errors
-    /// When it can't be written; the file is as it was then.
-    pub fn save(&self, directory: &Path) -> Result<(), StateError> {
-        self.replace(directory)
-            .map_err(|source| StateError::NotWritten { path: directory.join(FILE_NAME), source })
+    /// When it can't be written, or what is there not be kept; the file is as it was then.
+    pub fn save(&self, directory: &Path, now: Timestamp) -> Result<(), StateError> {
+        let path = directory.join(FILE_NAME);
+        if matches!(read(&path), Ok(Err(_))) {
+            let to = directory.join(format!("{FILE_NAME}.bad-{}", now.as_second()));
+            if let Err(source) = fs::rename(&path, &to) {
+                return Err(StateError::NotMoved { path, to, source });
+            }
+        }
+        self.replace(directory).map_err(|source| StateError::NotWritten { path, source })
     }
 
     fn replace(&self, directory: &Path) -> io::Result<()> {
@@ -229,6 +221,20 @@ impl State {
             rules: rules.collect(),
         }
     }
+}
+
+/// The state in a file, or why it is none.
+fn read(path: &Path) -> Result<Result<State, String>, StateError> {
+    Ok(match bounded_file::read(path, MAX_BYTES) {
+        Ok(bytes) => understand(&bytes),
+        Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
+            Ok(State::default())
+        }
+        Err(error @ ReadError::TooLarge { .. }) => Err(error.to_string()),
+        Err(error @ (ReadError::Io(_) | ReadError::NotRegular)) => {
+            return Err(StateError::Unreadable { path: path.to_owned(), error: error.to_string() });
+        }
+    })
 }
 
 /// The state in a file's bytes, or why it is none. The bytes are not quoted: they may be anything.
@@ -322,7 +328,11 @@ mod tests {
     }
 
     fn load(directory: &Path) -> Result<Loaded, StateError> {
-        State::load(directory, time("2026-11-25T01:02:03Z"))
+        State::load(directory)
+    }
+
+    fn save(state: &State, directory: &Path) -> Result<(), StateError> {
+        state.save(directory, time("2026-11-25T01:02:03Z"))
     }
 
     fn names(directory: &Path) -> Vec<String> {
@@ -338,7 +348,7 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let directory = parent.path().join("lib/guard");
         for state in [State::default(), full()] {
-            state.save(&directory).unwrap();
+            save(&state, &directory).unwrap();
             assert_eq!(load(&directory).unwrap(), Loaded { state, warning: None });
         }
         assert_eq!(names(&directory), [FILE_NAME]);
@@ -360,7 +370,10 @@ mod tests {
         fs::write(directory.path().join(FILE_NAME), bytes).unwrap();
         let loaded = load(directory.path()).unwrap();
         assert_eq!(loaded.state, State::default());
-        assert_eq!(names(directory.path()), ["state.json.bad-1795568523"]);
+        assert_eq!(names(directory.path()), [FILE_NAME]);
+        save(&full(), directory.path()).unwrap();
+        assert_eq!(load(directory.path()).unwrap().state, full());
+        assert_eq!(names(directory.path()), [FILE_NAME, "state.json.bad-1795568523"]);
         let aside = directory.path().join("state.json.bad-1795568523");
         assert_eq!(fs::read(aside).unwrap(), bytes);
         loaded.warning.unwrap()
@@ -368,7 +381,7 @@ mod tests {
 
     fn saved() -> String {
         let directory = tempfile::tempdir().unwrap();
-        full().save(directory.path()).unwrap();
+        save(&full(), directory.path()).unwrap();
         fs::read_to_string(directory.path().join(FILE_NAME)).unwrap()
     }
 
@@ -431,7 +444,7 @@ mod tests {
         let error = load(directory.path()).unwrap_err();
         assert!(error.to_string().contains("it is not a regular file"), "{error}");
         assert!(matches!(
-            State::default().save(directory.path()),
+            save(&State::default(), directory.path()),
             Err(StateError::NotWritten { .. })
         ));
         assert_eq!(names(directory.path()), [FILE_NAME], "no temporary file is left");
@@ -439,7 +452,7 @@ mod tests {
         let file = directory.path().join("file");
         fs::write(&file, "").unwrap();
         assert!(matches!(load(&file), Err(StateError::Unreadable { .. })));
-        assert!(matches!(State::default().save(&file), Err(StateError::NotWritten { .. })));
+        assert!(matches!(save(&State::default(), &file), Err(StateError::NotWritten { .. })));
     }
 
     #[test]
@@ -448,7 +461,7 @@ mod tests {
         let target = directory.path().join("target");
         fs::write(&target, "precious").unwrap();
         std::os::unix::fs::symlink(&target, directory.path().join(FILE_NAME)).unwrap();
-        State::default().save(directory.path()).unwrap();
+        save(&State::default(), directory.path()).unwrap();
         assert_eq!(fs::read_to_string(&target).unwrap(), "precious");
     }
 }

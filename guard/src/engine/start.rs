@@ -61,7 +61,7 @@ impl Engine {
             return Err(failure);
         }
         let adopted = loaded.adopted;
-        let mut problems = self.warnings.clone();
+        let mut problems = Vec::new();
         problems.extend(
             loaded.no_xdp.map(|why| format!("this kernel did not take the XDP program: {why}")),
         );
