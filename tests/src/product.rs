@@ -23,7 +23,7 @@ use rustix::{
 use serde_json::Value;
 
 use crate::{
-    command,
+    cgroup, command,
     lab::Lab,
     lock::NameLock,
     machine::Machine,
@@ -144,12 +144,15 @@ pub struct Guard<'lab> {
     daemon: RefCell<Option<Child>>,
     /// Whether the backstop is attached to the lab's cgroup; otherwise to the root.
     own_cgroup: bool,
+    /// Words before the daemon's command line: what starts it somewhere else.
+    scene: Vec<String>,
 }
 
 impl<'lab> Guard<'lab> {
     #[track_caller]
     pub(crate) fn new(lab: &'lab Lab, attach: Attach, configuration: &str) -> Self {
-        let guard = Self { lab, attach, daemon: RefCell::new(None), own_cgroup: true };
+        let guard =
+            Self { lab, attach, daemon: RefCell::new(None), own_cgroup: true, scene: Vec::new() };
         guard.configure(configuration);
         guard
     }
@@ -161,6 +164,29 @@ impl<'lab> Guard<'lab> {
         self.own_cgroup = false;
         self.configure(configuration);
         self
+    }
+
+    /// With a daemon in a mount namespace of its own, after this shell script has run there.
+    #[must_use]
+    pub fn in_a_mount_namespace(mut self, script: &str) -> Self {
+        self.scene = ["unshare", "--mount", "sh", "-c"].map(str::to_owned).to_vec();
+        self.scene.extend([format!("{script} && exec \"$@\""), "sh".to_owned()]);
+        self
+    }
+
+    /// With a daemon in the lab's cgroup and in a cgroup namespace of its own, where that cgroup is the root, as in a container.
+    #[must_use]
+    pub fn in_a_cgroup_namespace(self) -> Self {
+        let tree = cgroup::mount_point();
+        let tree = tree.display();
+        let join = format!("echo $$ > {}/cgroup.procs", self.lab.cgroup().display());
+        let mut guard = self
+            .in_a_mount_namespace(&format!("umount -l {tree} && mount -t cgroup2 cgroup2 {tree}"));
+        let inner = std::mem::take(&mut guard.scene);
+        guard.scene = ["sh", "-c"].map(str::to_owned).to_vec();
+        guard.scene.extend([format!("{join} && exec unshare --cgroup \"$@\""), "sh".to_owned()]);
+        guard.scene.extend(inner);
+        guard
     }
 
     /// Writes the configuration: these lines, and what every test needs.
@@ -223,7 +249,7 @@ impl<'lab> Guard<'lab> {
             .try_clone()
             .unwrap_or_else(|error| panic!("the daemon's log can't be opened twice: {error}"));
         let daemon = self
-            .command(&["run"])
+            .daemon_command()
             .args(flags)
             .stdin(Stdio::null())
             .stdout(log)
@@ -323,7 +349,11 @@ impl<'lab> Guard<'lab> {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        command(&self.lab.server, &self.configuration(), arguments)
+        command(&self.lab.server, &[], &self.configuration(), arguments)
+    }
+
+    fn daemon_command(&self) -> Command {
+        command(&self.lab.server, &self.scene, &self.configuration(), &["run"])
     }
 
     /// `guard status`, which also agrees with its exit code.
@@ -465,12 +495,18 @@ impl Drop for Follower {
 }
 
 /// A guard command on a machine. The process dies with the thread that starts it, also when that is killed.
-fn command(machine: &Machine, configuration: &Path, arguments: &[&str]) -> Command {
+fn command(
+    machine: &Machine,
+    scene: &[String],
+    configuration: &Path,
+    arguments: &[&str],
+) -> Command {
     // `ip netns exec` would mount another /sys over the one that holds the pins and the cgroups.
     let mut command = Command::new("setpriv");
     command
         .args(["--pdeathsig", "KILL", "nsenter"])
         .arg(format!("--net={}", machine.netns_path().display()))
+        .args(scene)
         .arg(binary())
         .arg("--config")
         .arg(configuration)
@@ -566,7 +602,7 @@ pub(crate) fn lift(lab: &Lab) -> Result<(), String> {
     let configuration = lab.directory().join("lift.toml");
     fs::write(&configuration, paths(lab, Some(lab.cgroup())))
         .map_err(|error| format!("{} can't be written: {error}", configuration.display()))?;
-    let output = command::output(&mut command(&lab.server, &configuration, &["down"]), "");
+    let output = command::output(&mut command(&lab.server, &[], &configuration, &["down"]), "");
     if !output.status.success() {
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
         return Err(format!("`guard down` failed: {errors}"));

@@ -1,4 +1,4 @@
-//! The backstop on the root of the cgroup tree, as on a real host: the one test that has this machine for itself.
+//! The backstop where nobody names its cgroup, as on a real host: these tests have this machine for themselves.
 
 use guard::control::Enforcement;
 use guard_tests::{
@@ -54,4 +54,50 @@ fn the_root_backstop_guards_every_namespace() {
     for address in SERVER.at(OLLAMA).into_iter().chain(NEIGHBOUR.at(OLLAMA)) {
         lab.client.expect_answer(address);
     }
+}
+
+/// As on a host that mounts cgroup v1 only.
+#[test]
+fn the_tree_is_mounted_where_nobody_has() {
+    let lab = Lab::alone("the_tree_is_mounted_where_nobody_has");
+    let listener = lab.serve();
+    let tree = cgroup::mount_point();
+    let guard = lab
+        .guard(Attach::Socket, "")
+        .at_the_root("")
+        .in_a_mount_namespace(&format!("umount -l {}", tree.display()));
+    guard.start();
+
+    let status = guard.status();
+    assert_eq!(status.enforcement, Enforcement::Full, "{status:#?}");
+    assert_eq!(status.backstop.scope, "root", "{status:#?}");
+    assert_eq!(status.backstop.path.as_deref(), Some("/run/guard/cgroup2"), "{status:#?}");
+    for address in SERVER.at(OLLAMA) {
+        lab.client.expect_silence(address);
+    }
+    assert!(listener.reached_by().is_empty());
+    guard.tell(&["down"]);
+    for address in SERVER.at(OLLAMA) {
+        lab.client.expect_answer(address);
+    }
+}
+
+/// A container's root of the tree is no root: what guard can't see from there it does not claim.
+#[test]
+fn a_cgroup_namespace_is_not_taken_for_the_machine() {
+    let lab = Lab::alone("a_cgroup_namespace_is_not_taken_for_the_machine");
+    let listener = lab.serve();
+    let guard = lab.guard(Attach::Socket, "").at_the_root("").in_a_cgroup_namespace();
+    guard.start();
+
+    let status = guard.status();
+    assert_eq!(status.enforcement, Enforcement::Partial, "{status:#?}");
+    assert_eq!(status.backstop.scope, "this container", "{status:#?}");
+    assert!(status.missing.iter().any(|part| part.contains("this container")), "{status:#?}");
+    for address in SERVER.at(OLLAMA) {
+        lab.client.expect_silence(address);
+    }
+    assert!(listener.reached_by().is_empty());
+    guard.tell(&["down"]);
+    guard.wait_for_end();
 }

@@ -236,34 +236,6 @@ pub fn lan(snapshot: &Snapshot, interfaces: &[Interface]) -> LanPrefixes {
     LanPrefixes { private: private.into_iter().collect(), global6: global6.into_iter().collect() }
 }
 
-/// Whether an interface's name matches a pattern in which `*` stands for any characters and `?` for one.
-#[must_use]
-pub fn matches(pattern: &str, name: &str) -> bool {
-    let (pattern, name) = (pattern.as_bytes(), name.as_bytes());
-    let (mut p, mut n) = (0, 0);
-    // Where the newest `*` stands, and up to where in the name it has been tried.
-    let mut star: Option<(usize, usize)> = None;
-    while n < name.len() {
-        match pattern.get(p) {
-            Some(b'*') => {
-                star = Some((p, n));
-                p += 1;
-            }
-            Some(&byte) if byte == b'?' || byte == name[n] => {
-                p += 1;
-                n += 1;
-            }
-            _ => {
-                let Some((at, tried)) = star else { return false };
-                star = Some((at, tried + 1));
-                p = at + 1;
-                n = tried + 1;
-            }
-        }
-    }
-    pattern[p..].iter().all(|byte| *byte == b'*')
-}
-
 /// What an interface is, and why it was in doubt.
 struct Place {
     class: Class,

@@ -727,42 +727,7 @@ fn private_and_global_prefixes() {
     }
 }
 
-#[test]
-fn globs() {
-    for (pattern, name) in
-        [("eth0", "eth0"), ("eth*", "eth0"), ("*", ""), ("e?h*0", "eth10"), ("*0*", "a0b0c")]
-    {
-        assert!(matches(pattern, name), "{pattern} {name}");
-    }
-    for (pattern, name) in
-        [("eth0", "eth01"), ("eth?", "eth"), ("", "lo"), ("*x", "xy"), ("a*b?", "ab")]
-    {
-        assert!(!matches(pattern, name), "{pattern} {name}");
-    }
-}
-
-/// The definition, word for word.
-fn matches_by_definition(pattern: &[u8], name: &[u8]) -> bool {
-    match pattern.split_first() {
-        None => name.is_empty(),
-        Some((b'*', rest)) => {
-            (0..=name.len()).any(|taken| matches_by_definition(rest, &name[taken..]))
-        }
-        Some((byte, rest)) => name.split_first().is_some_and(|(first, others)| {
-            (*byte == b'?' || byte == first) && matches_by_definition(rest, others)
-        }),
-    }
-}
-
 proptest! {
-    #[test]
-    fn glob_is_as_defined(pattern in "[ab*?]{0,8}", name in "[ab]{0,10}") {
-        prop_assert_eq!(
-            matches(&pattern, &name),
-            matches_by_definition(pattern.as_bytes(), name.as_bytes())
-        );
-    }
-
     #[test]
     fn cutting_out_leaves_exactly_the_rest(
         bits in 8u8..=32,
