@@ -383,11 +383,10 @@ impl Control for Engine {
 
     fn reload(&mut self) -> Result<Change, Failure> {
         let settings = self.settings.reload(&self.place, &self.state.run)?;
-        start::check_sessions(&self.newly_guarded(&settings), false)?;
         let mut state = self.state.clone();
         // Only a policy that is in force with the files' new contents makes them the ones to go by.
         let held = (mem::take(&mut self.sets), mem::replace(&mut self.keeps_ports, false));
-        let generation = match self.change(&settings, state.clone()) {
+        let generation = match self.change_settings(&settings) {
             Ok(generation) => generation,
             Err(failure) => {
                 (self.sets, self.keeps_ports) = held;
@@ -448,6 +447,15 @@ impl Control for Engine {
 }
 
 impl Engine {
+    /// Puts other settings in force, unless they would cut somebody off who was not asked.
+    fn change_settings(&mut self, settings: &Settings) -> Result<Option<u64>, Failure> {
+        let facts = Facts::gather(&settings.config)?;
+        let policy = self.policy(settings, &self.state)?;
+        let input = self.input(&policy, &facts)?;
+        start::check_sessions(&self.newly_guarded(settings), &input, false)?;
+        self.change(settings, self.state.clone())
+    }
+
     /// Ports that these settings guard and the ones before do not.
     fn newly_guarded(&self, settings: &Settings) -> Vec<GuardedPort> {
         let before = &self.settings.config.ports;

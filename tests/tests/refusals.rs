@@ -5,7 +5,8 @@ use std::fs;
 use guard::{control::Status, rule::Action};
 use guard_tests::{
     http::{ApiAnswer, ask_api, send_to_api},
-    lab::{Lab, OLLAMA, SERVER},
+    lab::{Lab, OLLAMA, SERVER, every_address},
+    listener::Service,
     product::{Attach, Guard, has_pins},
 };
 use serde_json::json;
@@ -94,6 +95,33 @@ fn a_bad_flag_of_run_starts_nothing() {
         guard.expect_refusal(&flags, &names);
         assert!(!has_pins(&lab.pins()), "{flags:?} has left pins");
     }
+}
+
+#[test]
+fn cutting_sessions_of_an_unknown_service_needs_a_yes() {
+    const SHELL: u16 = 2222;
+    let lab = Lab::new("cutting_sessions_needs_a_yes");
+    let _listener = lab.listen(&lab.server, Service::Http, every_address(SHELL));
+    let _session = lab.client.connect(SERVER.v4_at(SHELL));
+    let guard = lab.guard(Attach::Tcx, "ports = [2222]");
+    guard.expect_refusal(&["run"], &["2222", "10.77.0.1", "--yes"]);
+    assert!(!has_pins(&lab.pins()), "the refusal has left pins");
+    lab.client.expect_answer(SERVER.v4_at(SHELL));
+
+    // Whoever is allowed loses nothing, and a confirmation is a confirmation.
+    guard.start_with(&["--allow", "10.77.0.1"]);
+    lab.client.expect_answer(SERVER.v4_at(SHELL));
+    guard.tell(&["down"]);
+    guard.wait_for_end();
+    guard.start_with(&["--yes"]);
+    lab.client.expect_silence(SERVER.v4_at(SHELL));
+
+    // A reload can't be confirmed, so it cuts nobody.
+    let _other = lab.listen(&lab.server, Service::Http, every_address(2223));
+    let _other_session = lab.client.connect(SERVER.v4_at(2223));
+    guard.configure("ports = [2222, 2223]");
+    guard.expect_refusal(&["reload"], &["2223", "10.77.0.1"]);
+    lab.client.expect_answer(SERVER.v4_at(2223));
 }
 
 #[test]

@@ -45,7 +45,7 @@ impl Engine {
         let input = self.input(&whole, &facts)?;
         compile::compile(&input)?;
         if self.maps.is_none() {
-            check_sessions(&settings.config.ports, yes)?;
+            check_sessions(&settings.config.ports, &input, yes)?;
         }
         let peers = peers_cut(&input);
         let exposed = sockets::listeners(&input.ports);
@@ -143,50 +143,56 @@ pub fn reserve_ports(settings: &Settings, state: &mut State) -> Option<String> {
 
 /// The connections of outsiders that the policy will stop.
 fn peers_cut(input: &Input) -> Vec<Peer> {
-    let now_ns = probe::boot_ns();
     let mut peers = sockets::peers(&input.ports);
     peers.retain(|peer| {
         let port = GuardedPort { protocol: Protocol::Tcp, number: peer.local.port() };
-        let (ruling, _) = compile::resolve(input, peer.remote.ip().to_canonical(), port, now_ns);
-        matches!(ruling, Ruling::NoRule | Ruling::Deny)
+        is_stopped(input, peer.remote.ip(), port)
     });
     peers
 }
 
-/// Refuses to guard, without confirmation, the port of the session that asks for it, or one that outsiders are using and that is no
-/// known service's.
+/// Refuses to guard, without confirmation, the port of the session that asks for it, or one that outsiders are using and
+/// that is no known service's. Those whom the policy allows lose nothing and do not count.
 ///
 /// # Errors
 /// `NeedsConfirmation` for the first such port.
-pub fn check_sessions(ports: &[GuardedPort], yes: bool) -> Result<(), Failure> {
+pub fn check_sessions(ports: &[GuardedPort], input: &Input, yes: bool) -> Result<(), Failure> {
     if yes {
         return Ok(());
     }
     let own = env::var("SSH_CONNECTION").ok().and_then(|text| own_session(&text));
-    let peers = sockets::peers(ports);
+    let cut = peers_cut(input);
     for port in ports {
-        if let Some((client, _)) = own.filter(|(_, number)| *number == port.number) {
+        if let Some((client, number)) = own
+            && number == port.number
+            && is_stopped(input, client, *port)
+        {
             return Err(Failure::needs_confirmation(
                 format!("{port} carries the session you are typing in, from {client}"),
-                format!("Run `guard allow {client}` first, or add --yes."),
+                format!("Run `guard allow {client}` first; `guard run --yes` cuts it off."),
             ));
         }
         let users: Vec<&Peer> =
-            peers.iter().filter(|peer| peer.local.port() == port.number).collect();
+            cut.iter().filter(|peer| peer.local.port() == port.number).collect();
         if let Some(user) = users.first().filter(|_| *port != KNOWN_SERVICE) {
             let remote = user.remote.ip().to_canonical();
             return Err(Failure::needs_confirmation(
                 format!(
-                    "{} connections to {port} are open from outside, the first from {remote}",
+                    "{} open connections to {port} would be cut, the first from {remote}",
                     users.len()
                 ),
                 format!(
-                    "Allow those that should stay, for one `guard allow {remote}`, and add --yes."
+                    "Run `guard allow {remote}` for those that should stay; `guard run --yes` cuts them off."
                 ),
             ));
         }
     }
     Ok(())
+}
+
+fn is_stopped(input: &Input, source: IpAddr, port: GuardedPort) -> bool {
+    let (ruling, _) = compile::resolve(input, source.to_canonical(), port, probe::boot_ns());
+    matches!(ruling, Ruling::NoRule | Ruling::Deny)
 }
 
 /// Client and server port of `SSH_CONNECTION` (sshd(8)): client address, client port, server address, server port.
