@@ -183,7 +183,7 @@ pub struct RunArgs {
     #[arg(long = "port", value_name = "PORT")]
     pub ports: Vec<String>,
 
-    /// Allow this source while this run lasts; may be repeated
+    /// Allow this source until the next `run` or `down`; may be repeated
     #[arg(long = "allow", value_name = "SRC")]
     pub allow: Vec<String>,
 

@@ -46,6 +46,7 @@ use crate::{
         probe,
         tables::{PolicyMaps, Terms},
     },
+    output::text::{count, count_of},
     policy::{self, Clock, Policy, Sets},
     rule::GuardedPort,
     state::{RunFlags, State},
@@ -414,7 +415,10 @@ impl Control for Engine {
         self.in_force = None;
         self.pins.remove_all()?;
         if hooks > 0 {
-            lifted.push(format!("{hooks} hooks were taken off; nothing is guarded any more"));
+            lifted.push(format!(
+                "{} taken off; nothing is guarded any more",
+                count(hooks as u64, "hook")
+            ));
         }
         let reserved = mem::take(&mut self.state.reserved_ports);
         if !reserved.is_empty() {
@@ -424,7 +428,7 @@ impl Control for Engine {
                     "Take them out of net.ipv4.ip_local_reserved_ports by hand.",
                 )
             })?;
-            lifted.push(format!("{} ports are no longer reserved", reserved.len()));
+            lifted.push(format!("{} no longer reserved", count_of(&reserved, "port")));
         }
         if let Err(error) = cgroup::unmount_own() {
             log::warn!("the cgroup tree that guard mounted stays mounted: {error}");
@@ -438,8 +442,8 @@ impl Control for Engine {
         }
         if !self.state.rules.is_empty() {
             lifted.push(format!(
-                "{} rules made by command are kept for the next `guard run`",
-                self.state.rules.len()
+                "{} made by command kept for the next `guard run`",
+                count_of(&self.state.rules, "rule")
             ));
         }
         Ok(lifted)
