@@ -456,14 +456,18 @@ impl Engine {
         let facts = Facts::gather(&settings.config)?;
         let policy = self.policy(settings, &self.state)?;
         let input = self.input(&policy, &facts)?;
-        start::check_sessions(&self.newly_guarded(settings), &input, false)?;
+        if self.maps.is_some() {
+            start::check_sessions(&self.newly_guarded(settings)?, &input, false)?;
+        }
         self.change(settings, self.state.clone())
     }
 
-    /// Ports that these settings guard and the ones before do not.
-    fn newly_guarded(&self, settings: &Settings) -> Vec<GuardedPort> {
-        let before = &self.settings.config.ports;
-        settings.config.ports.iter().filter(|port| !before.contains(port)).copied().collect()
+    /// Ports that these settings guard and the policy in force does not.
+    fn newly_guarded(&self, settings: &Settings) -> Result<Vec<GuardedPort>, Failure> {
+        let in_force = self.maps.as_ref().map(PolicyMaps::ports_in_force).transpose()?;
+        let in_force = in_force.unwrap_or_default();
+        let ports = settings.config.ports.iter();
+        Ok(ports.filter(|port| !in_force.contains(port)).copied().collect())
     }
 }
 

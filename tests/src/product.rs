@@ -144,6 +144,8 @@ pub struct Guard<'lab> {
     daemon: RefCell<Option<Child>>,
     /// Whether the backstop is attached to the lab's cgroup; otherwise to the root.
     own_cgroup: bool,
+    /// Whether there is a tree of cgroups to attach the backstop to.
+    has_cgroups: bool,
     /// Words before the daemon's command line: what starts it somewhere else.
     scene: Vec<String>,
 }
@@ -151,8 +153,14 @@ pub struct Guard<'lab> {
 impl<'lab> Guard<'lab> {
     #[track_caller]
     pub(crate) fn new(lab: &'lab Lab, attach: Attach, configuration: &str) -> Self {
-        let guard =
-            Self { lab, attach, daemon: RefCell::new(None), own_cgroup: true, scene: Vec::new() };
+        let guard = Self {
+            lab,
+            attach,
+            daemon: RefCell::new(None),
+            own_cgroup: true,
+            has_cgroups: true,
+            scene: Vec::new(),
+        };
         guard.configure(configuration);
         guard
     }
@@ -172,6 +180,17 @@ impl<'lab> Guard<'lab> {
         self.scene = ["unshare", "--mount", "sh", "-c"].map(str::to_owned).to_vec();
         self.scene.extend([format!("{script} && exec \"$@\""), "sh".to_owned()]);
         self
+    }
+
+    /// With a daemon that finds no tree of cgroups and can mount none.
+    #[must_use]
+    pub fn without_cgroups(mut self) -> Self {
+        self.has_cgroups = false;
+        let tree = cgroup::mount_point();
+        self.in_a_mount_namespace(&format!(
+            "umount -l {} && mkdir -p /run/guard && mount -t tmpfs -o ro tmpfs /run/guard",
+            tree.display()
+        ))
     }
 
     /// With a daemon in the lab's cgroup and in a cgroup namespace of its own, where that cgroup is the root, as in a container.
@@ -265,7 +284,7 @@ impl<'lab> Guard<'lab> {
         let covered = self.attach.covered().is_none_or(|hook| covered(status, "eth0", hook));
         status.daemon == Some(pid)
             && status.enforcement != Enforcement::None
-            && status.backstop.attached
+            && status.backstop.attached == self.has_cgroups
             && covered
     }
 
@@ -338,6 +357,12 @@ impl<'lab> Guard<'lab> {
     #[track_caller]
     pub fn expect_refusal(&self, arguments: &[&str], names: &[&str]) {
         self.ask(arguments).expect_refused(names);
+    }
+
+    /// Fails the test unless the daemon ends at once, in words that name each of these.
+    #[track_caller]
+    pub fn expect_no_start(&self, names: &[&str]) {
+        finish(&mut self.daemon_command(), &["run"]).expect_refused(names);
     }
 
     /// Runs a command that changes the policy and must be carried out, and returns what it says of the change.

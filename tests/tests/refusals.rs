@@ -5,7 +5,7 @@ use std::fs;
 use guard::{control::Status, rule::Action};
 use guard_tests::{
     http::{ApiAnswer, ask_api, send_to_api},
-    lab::{Lab, OLLAMA, SERVER, every_address},
+    lab::{CLIENT, Lab, OLLAMA, SERVER, every_address},
     listener::Service,
     product::{Attach, Guard, has_pins},
 };
@@ -100,28 +100,63 @@ fn a_bad_flag_of_run_starts_nothing() {
 #[test]
 fn cutting_sessions_of_an_unknown_service_needs_a_yes() {
     const SHELL: u16 = 2222;
+    const OTHER: u16 = 2223;
     let lab = Lab::new("cutting_sessions_needs_a_yes");
-    let _listener = lab.listen(&lab.server, Service::Http, every_address(SHELL));
-    let _session = lab.client.connect(SERVER.v4_at(SHELL));
     let guard = lab.guard(Attach::Tcx, "ports = [2222]");
-    guard.expect_refusal(&["run"], &["2222", "10.77.0.1", "--yes"]);
-    assert!(!has_pins(&lab.pins()), "the refusal has left pins");
-    lab.client.expect_answer(SERVER.v4_at(SHELL));
+    let _listeners =
+        [SHELL, OTHER].map(|port| lab.listen(&lab.server, Service::Http, every_address(port)));
+    for (server, client) in
+        [(SERVER.v4_at(SHELL), CLIENT.v4.to_string()), (SERVER.v6_at(SHELL), CLIENT.v6.to_string())]
+    {
+        let session = lab.client.connect(server);
+        guard.expect_refusal(&["run"], &["2222", &client, "--yes"]);
+        assert!(!has_pins(&lab.pins()), "the refusal has left pins");
+        lab.client.expect_answer(server);
 
-    // Whoever is allowed loses nothing, and a confirmation is a confirmation.
-    guard.start_with(&["--allow", "10.77.0.1"]);
-    lab.client.expect_answer(SERVER.v4_at(SHELL));
-    guard.tell(&["down"]);
-    guard.wait_for_end();
+        // Whoever is allowed loses nothing.
+        guard.start_with(&["--allow", &client]);
+        lab.client.expect_answer(server);
+        guard.tell(&["down"]);
+        guard.wait_for_end();
+        drop(session);
+    }
+
+    // A confirmation is a confirmation.
+    let _session = lab.client.connect(SERVER.v6_at(SHELL));
     guard.start_with(&["--yes"]);
-    lab.client.expect_silence(SERVER.v4_at(SHELL));
+    for server in SERVER.at(SHELL) {
+        lab.client.expect_silence(server);
+    }
 
     // A reload can't be confirmed, so it cuts nobody.
-    let _other = lab.listen(&lab.server, Service::Http, every_address(2223));
-    let _other_session = lab.client.connect(SERVER.v4_at(2223));
+    let _other_session = lab.client.connect(SERVER.v6_at(OTHER));
     guard.configure("ports = [2222, 2223]");
-    guard.expect_refusal(&["reload"], &["2223", "10.77.0.1"]);
-    lab.client.expect_answer(SERVER.v4_at(2223));
+    guard.expect_refusal(&["reload"], &["2223", &CLIENT.v6.to_string()]);
+    // Nor does a new daemon that adopts what is in force, which stays as it was.
+    guard.stop();
+    guard.expect_refusal(&["run"], &["2223", &CLIENT.v6.to_string(), "--yes"]);
+    for (open, closed) in SERVER.at(OTHER).into_iter().zip(SERVER.at(SHELL)) {
+        lab.client.expect_answer(open);
+        lab.client.expect_silence(closed);
+    }
+    // The sessions that are cut already are no reason to ask again.
+    guard.configure("ports = [2222]");
+    guard.start();
+    guard.stop();
+    guard.configure("ports = [2222, 2223]");
+    guard.start_with(&["--yes"]);
+    for server in SERVER.at(OTHER) {
+        lab.client.expect_silence(server);
+    }
+}
+
+#[test]
+fn without_btf_nothing_is_started() {
+    let lab = Lab::new("without_btf_nothing_is_started");
+    let guard =
+        lab.guard(Attach::Tcx, "").in_a_mount_namespace("mount -t tmpfs tmpfs /sys/kernel/btf");
+    guard.expect_no_start(&["BTF", "/sys/kernel/btf/vmlinux"]);
+    assert!(!has_pins(&lab.pins()), "the refusal has left pins");
 }
 
 #[test]

@@ -14,6 +14,7 @@ use crate::{
         sockets::{self, Peer},
     },
     kernel::{attach::Attacher, load, probe, tables::PolicyMaps},
+    output::text::count_of,
     policy,
     rule::GuardedPort,
     startup::{NativeChance, Startup},
@@ -44,9 +45,7 @@ impl Engine {
         }
         let input = self.input(&whole, &facts)?;
         compile::compile(&input)?;
-        if self.maps.is_none() {
-            check_sessions(&settings.config.ports, &input, yes)?;
-        }
+        check_sessions(&self.newly_guarded(&settings)?, &input, yes)?;
         let peers = peers_cut(&input);
         let exposed = sockets::listeners(&input.ports);
 
@@ -144,10 +143,7 @@ pub fn reserve_ports(settings: &Settings, state: &mut State) -> Option<String> {
 /// The connections of outsiders that the policy will stop.
 fn peers_cut(input: &Input) -> Vec<Peer> {
     let mut peers = sockets::peers(&input.ports);
-    peers.retain(|peer| {
-        let port = GuardedPort { protocol: Protocol::Tcp, number: peer.local.port() };
-        is_stopped(input, peer.remote.ip(), port)
-    });
+    peers.retain(|peer| is_stopped(input, peer.remote.ip(), port_of(peer)));
     peers
 }
 
@@ -161,25 +157,33 @@ pub fn check_sessions(ports: &[GuardedPort], input: &Input, yes: bool) -> Result
         return Ok(());
     }
     let own = env::var("SSH_CONNECTION").ok().and_then(|text| own_session(&text));
-    let cut = peers_cut(input);
+    let own = own.filter(|session| is_stopped(input, session.client, session.port));
+    refuse_to_cut(ports, own, &peers_cut(input))
+}
+
+/// A session that the command is typed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Session {
+    client: IpAddr,
+    port: GuardedPort,
+}
+
+/// `own` and `cut` are what the policy will stop.
+fn refuse_to_cut(ports: &[GuardedPort], own: Option<Session>, cut: &[Peer]) -> Result<(), Failure> {
     for port in ports {
-        if let Some((client, number)) = own
-            && number == port.number
-            && is_stopped(input, client, *port)
-        {
+        if let Some(Session { client, .. }) = own.filter(|session| session.port == *port) {
             return Err(Failure::needs_confirmation(
                 format!("{port} carries the session you are typing in, from {client}"),
                 format!("Run `guard allow {client}` first; `guard run --yes` cuts it off."),
             ));
         }
-        let users: Vec<&Peer> =
-            cut.iter().filter(|peer| peer.local.port() == port.number).collect();
+        let users: Vec<&Peer> = cut.iter().filter(|peer| port_of(peer) == *port).collect();
         if let Some(user) = users.first().filter(|_| *port != KNOWN_SERVICE) {
             let remote = user.remote.ip().to_canonical();
             return Err(Failure::needs_confirmation(
                 format!(
-                    "{} open connections to {port} would be cut, the first from {remote}",
-                    users.len()
+                    "{} to {port} would be cut, the first from {remote}",
+                    count_of(&users, "open connection")
                 ),
                 format!(
                     "Run `guard allow {remote}` for those that should stay; `guard run --yes` cuts them off."
@@ -190,14 +194,86 @@ pub fn check_sessions(ports: &[GuardedPort], input: &Input, yes: bool) -> Result
     Ok(())
 }
 
+/// The guarded port that a connection is to.
+fn port_of(peer: &Peer) -> GuardedPort {
+    GuardedPort { protocol: Protocol::Tcp, number: peer.local.port() }
+}
+
 fn is_stopped(input: &Input, source: IpAddr, port: GuardedPort) -> bool {
     let (ruling, _) = compile::resolve(input, source.to_canonical(), port, probe::boot_ns());
     matches!(ruling, Ruling::NoRule | Ruling::Deny)
 }
 
-/// Client and server port of `SSH_CONNECTION` (sshd(8)): client address, client port, server address, server port.
-fn own_session(text: &str) -> Option<(IpAddr, u16)> {
+/// From `SSH_CONNECTION` (sshd(8)): client address, client port, server address, server port.
+fn own_session(text: &str) -> Option<Session> {
     let mut words = text.split_whitespace();
     let client = words.next()?.parse().ok()?;
-    Some((client, words.nth(2)?.parse().ok()?))
+    let number = words.nth(2)?.parse().ok()?;
+    Some(Session { client, port: GuardedPort { protocol: Protocol::Tcp, number } })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SSH: GuardedPort = GuardedPort { protocol: Protocol::Tcp, number: 22 };
+    const SSH_OVER_UDP: GuardedPort = GuardedPort { protocol: Protocol::Udp, number: 22 };
+
+    fn peer(local: &str, remote: &str) -> Peer {
+        Peer { local: local.parse().unwrap(), remote: remote.parse().unwrap(), process: None }
+    }
+
+    fn refusal(
+        ports: &[GuardedPort],
+        own: Option<Session>,
+        cut: &[Peer],
+    ) -> Option<(String, String)> {
+        refuse_to_cut(ports, own, cut)
+            .err()
+            .map(|failure| (failure.what, failure.fix.unwrap_or_default()))
+    }
+
+    #[test]
+    fn the_session_of_the_command_is_known_on_both_families() {
+        for (text, client) in [
+            ("192.0.2.7 50000 198.51.100.4 22", "192.0.2.7"),
+            ("2001:db8::7 50000 2001:db8::4 22", "2001:db8::7"),
+        ] {
+            let session = Session { client: client.parse().unwrap(), port: SSH };
+            assert_eq!(own_session(text), Some(session), "{text}");
+        }
+        for text in ["", "192.0.2.7 50000", "192.0.2.7 50000 198.51.100.4 ssh", "me 1 you 22"] {
+            assert_eq!(own_session(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn nobody_cuts_off_the_own_session_unasked() {
+        let own = own_session("2001:db8::7 50000 2001:db8::4 22");
+        let (what, fix) = refusal(&[KNOWN_SERVICE, SSH], own, &[]).unwrap();
+        assert!(what.starts_with("22 carries") && what.ends_with("2001:db8::7"), "{what}");
+        assert!(fix.contains("guard allow 2001:db8::7") && fix.contains("--yes"), "{fix}");
+        assert_eq!(refusal(&[KNOWN_SERVICE], own, &[]), None);
+        // The session is TCP's, whatever the number.
+        assert_eq!(refusal(&[SSH_OVER_UDP], own, &[]), None);
+    }
+
+    #[test]
+    fn others_sessions_are_cut_unasked_at_a_known_service_only() {
+        let cut = [
+            peer("[::ffff:198.51.100.4]:22", "[::ffff:192.0.2.7]:50000"),
+            peer("[2001:db8::4]:22", "[2001:db8::7]:50000"),
+            peer("198.51.100.4:11434", "192.0.2.8:50000"),
+        ];
+        let (what, fix) = refusal(&[KNOWN_SERVICE, SSH], None, &cut).unwrap();
+        assert!(what.starts_with("2 open connections to 22 "), "{what}");
+        assert!(what.ends_with("the first from 192.0.2.7"), "{what}");
+        assert!(fix.contains("guard allow 192.0.2.7"), "{fix}");
+        let (what, _) = refusal(&[SSH], None, &cut[1..2]).unwrap();
+        assert!(
+            what.starts_with("1 open connection to 22 ") && what.ends_with("2001:db8::7"),
+            "{what}"
+        );
+        assert_eq!(refusal(&[KNOWN_SERVICE, SSH_OVER_UDP], None, &cut), None);
+    }
 }
