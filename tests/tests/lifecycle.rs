@@ -28,7 +28,9 @@ fn down_lifts_everything(attach: Attach) {
     assert_eq!(lab.server.sysctl(RESERVED), "8080,9000-9001,11434");
     lab.client.expect_silence(SERVER.v4_at(OLLAMA));
 
-    guard.tell(&["down"]);
+    let said = guard.tell(&["down"]).output;
+    let hooks = if attach == Attach::Socket { "1 hook taken off" } else { "2 hooks taken off" };
+    assert!(said.contains(hooks), "{said}");
 
     for server in SERVER.at(OLLAMA) {
         lab.client.expect_answer(server);

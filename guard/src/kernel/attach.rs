@@ -265,7 +265,7 @@ impl<'a> Attacher<'a> {
     }
 }
 
-/// Takes every link and filter of this guard's off, also where its pins are gone.
+/// Takes every link and filter of this guard's off, also where its pins are gone. Returns how many there were.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -275,12 +275,14 @@ pub fn uncover_all(pins: &Pins, interfaces: &[(String, Seen)]) -> Result<usize, 
         link.detach(pins)?;
     }
     let own = links::own_programs(pins.instance)?;
+    let mut hooks = links.len();
     for (name, seen) in interfaces {
         for filter in seen.filters.iter().filter(|filter| own.contains(&filter.program_id)) {
             detach_clsact(name, filter)?;
+            hooks += 1;
         }
     }
-    Ok(links.len())
+    Ok(hooks)
 }
 
 /// How an interface is covered now.
