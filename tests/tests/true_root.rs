@@ -3,9 +3,10 @@
 use guard::control::Enforcement;
 use guard_tests::{
     cgroup,
-    lab::{Lab, NEIGHBOUR, OLLAMA, SERVER, every_address},
+    lab::{CLIENT, Lab, NEIGHBOUR, OLLAMA, SERVER, every_address},
     listener::Service,
     product::Attach,
+    wire,
 };
 
 #[test]
@@ -76,6 +77,61 @@ fn the_tree_is_mounted_where_nobody_has() {
         lab.client.expect_silence(address);
     }
     assert!(listener.reached_by().is_empty());
+    guard.tell(&["down"]);
+    for address in SERVER.at(OLLAMA) {
+        lab.client.expect_answer(address);
+    }
+}
+
+/// As on a host without v1 controllers, where the tree itself is at `/sys/fs/cgroup`.
+#[test]
+fn the_tree_may_be_mounted_alone() {
+    let lab = Lab::alone("the_tree_may_be_mounted_alone");
+    let listener = lab.serve();
+    let tree = cgroup::mount_point();
+    let guard = lab.guard(Attach::Socket, "").at_the_root("").in_a_mount_namespace(&format!(
+        "umount -l {} && mount -t cgroup2 cgroup2 /sys/fs/cgroup",
+        tree.display()
+    ));
+    guard.start();
+
+    let status = guard.status();
+    assert_eq!(status.enforcement, Enforcement::Full, "{status:#?}");
+    assert_eq!(status.backstop.scope, "root", "{status:#?}");
+    assert_eq!(status.backstop.path.as_deref(), Some("/sys/fs/cgroup"), "{status:#?}");
+    for address in SERVER.at(OLLAMA) {
+        lab.client.expect_silence(address);
+    }
+    assert!(listener.reached_by().is_empty());
+    guard.tell(&["down"]);
+    for address in SERVER.at(OLLAMA) {
+        lab.client.expect_answer(address);
+    }
+}
+
+/// What is left then are the interfaces, and guard says so.
+#[test]
+fn without_cgroups_the_interfaces_are_still_covered() {
+    let lab = Lab::alone("without_cgroups_the_interfaces_are_still_covered");
+    let listener = lab.serve();
+    let guard = lab.guard(Attach::Tcx, "").at_the_root("").without_cgroups();
+    guard.start();
+
+    assert!(guard.log().contains("no cgroup v2 tree is mounted"), "{}", guard.log());
+    let status = guard.status();
+    assert_eq!(status.enforcement, Enforcement::Partial, "{status:#?}");
+    assert!(status.missing.iter().any(|part| part.contains("backstop")), "{status:#?}");
+    for address in SERVER.at(OLLAMA) {
+        lab.client.expect_silence(address);
+    }
+    assert!(listener.reached_by().is_empty());
+    // Nobody is behind the interface to decide what it can't: a later fragment is dropped there.
+    let wire = lab.wire();
+    for (client, server) in CLIENT.at(4242).into_iter().zip(SERVER.at(OLLAMA)) {
+        let [_, later] = wire::syn_in_fragments(client, server);
+        wire.send(&later);
+    }
+    guard.expect_counted("tcx", "drop", "undecidable", 2);
     guard.tell(&["down"]);
     for address in SERVER.at(OLLAMA) {
         lab.client.expect_answer(address);
