@@ -60,45 +60,31 @@ fn the_root_backstop_guards_every_namespace() {
 /// As on a host that mounts cgroup v1 only.
 #[test]
 fn the_tree_is_mounted_where_nobody_has() {
-    let lab = Lab::alone("the_tree_is_mounted_where_nobody_has");
-    let listener = lab.serve();
     let tree = cgroup::mount_point();
-    let guard = lab
-        .guard(Attach::Socket, "")
-        .at_the_root("")
-        .in_a_mount_namespace(&format!("umount -l {}", tree.display()));
-    guard.start();
-
-    let status = guard.status();
-    assert_eq!(status.enforcement, Enforcement::Full, "{status:#?}");
-    assert_eq!(status.backstop.scope, "root", "{status:#?}");
-    assert_eq!(status.backstop.path.as_deref(), Some("/run/guard/cgroup2"), "{status:#?}");
-    for address in SERVER.at(OLLAMA) {
-        lab.client.expect_silence(address);
-    }
-    assert!(listener.reached_by().is_empty());
-    guard.tell(&["down"]);
-    for address in SERVER.at(OLLAMA) {
-        lab.client.expect_answer(address);
-    }
+    let script = format!("umount -l {}", tree.display());
+    the_root_is_found("the_tree_is_mounted_where_nobody_has", &script, "/run/guard/cgroup2");
 }
 
 /// As on a host without v1 controllers, where the tree itself is at `/sys/fs/cgroup`.
 #[test]
 fn the_tree_may_be_mounted_alone() {
-    let lab = Lab::alone("the_tree_may_be_mounted_alone");
-    let listener = lab.serve();
     let tree = cgroup::mount_point();
-    let guard = lab.guard(Attach::Socket, "").at_the_root("").in_a_mount_namespace(&format!(
-        "umount -l {} && mount -t cgroup2 cgroup2 /sys/fs/cgroup",
-        tree.display()
-    ));
+    let script = format!("umount -l {} && mount -t cgroup2 cgroup2 /sys/fs/cgroup", tree.display());
+    the_root_is_found("the_tree_may_be_mounted_alone", &script, "/sys/fs/cgroup");
+}
+
+/// After this script has run, the backstop stands at this path and guards every socket by itself.
+#[track_caller]
+fn the_root_is_found(test: &str, script: &str, path: &str) {
+    let lab = Lab::alone(test);
+    let listener = lab.serve();
+    let guard = lab.guard(Attach::Socket, "").at_the_root("").in_a_mount_namespace(script);
     guard.start();
 
     let status = guard.status();
     assert_eq!(status.enforcement, Enforcement::Full, "{status:#?}");
     assert_eq!(status.backstop.scope, "root", "{status:#?}");
-    assert_eq!(status.backstop.path.as_deref(), Some("/sys/fs/cgroup"), "{status:#?}");
+    assert_eq!(status.backstop.path.as_deref(), Some(path), "{status:#?}");
     for address in SERVER.at(OLLAMA) {
         lab.client.expect_silence(address);
     }
