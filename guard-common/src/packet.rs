@@ -102,8 +102,10 @@ pub enum Outcome {
     /// As [`Outcome::Whole`], and the transport header contradicts itself (a TCP data offset below five words, a UDP
     /// length below eight bytes), so that no socket would take it.
     Broken,
-    /// A later fragment, a header cut short, or more headers than the walk follows: it may belong to a guarded port.
+    /// A header cut short, or more headers than the walk follows: it may belong to a guarded port.
     Undecidable(Known),
+    /// A later fragment: its ports stand in the first one only. Undecidable too.
+    LaterFragment(Known),
     /// An IP header that contradicts itself (its version, or an IPv4 header length below five words): the kernel's
     /// own stack refuses it.
     Malformed(Known),

@@ -148,8 +148,45 @@ pub fn from_outside<P: Rules>(outcome: Outcome, packet: &Packet, policy: &P) -> 
             };
             decided(outcome, packet, port, policy)
         }
-        Outcome::Undecidable(known) => undecided(Reason::Undecidable, known, packet, policy),
+        Outcome::Undecidable(known) | Outcome::LaterFragment(known) => {
+            undecided(Reason::Undecidable, known, packet, policy)
+        }
         Outcome::Malformed(known) => undecided(Reason::Malformed, known, packet, policy),
+    }
+}
+
+/// Judges a packet that came from outside and leaves for a guest of this host, behind NAT.
+///
+/// No guest has a source of this host's from outside: NAT has put it there in place of the real one. What can't be decided is
+/// stopped, whether or not there is a backstop, since a virtual machine has no socket here. A later fragment is no
+/// risk: without the first one, whose ports are read here, nothing is reassembled.
+#[inline(always)]
+pub fn at_edge<P: Rules>(outcome: Outcome, packet: &Packet, policy: &P) -> Decision {
+    let (reason, known) = match outcome {
+        Outcome::NotOurs | Outcome::LaterFragment(_) => return Decision::NotOurs,
+        Outcome::Whole | Outcome::Broken => {
+            let Some(port) = guarded_port(packet, packet.port, policy) else {
+                return Decision::NotOurs;
+            };
+            let source = policy.lookup(packet.family, &packet.source);
+            if source.is_local() {
+                return stopped(Reason::Laundered, policy);
+            }
+            if is_never_a_source(packet) {
+                return stopped(Reason::Spoofed, policy);
+            }
+            if matches!(outcome, Outcome::Broken) {
+                return stopped(Reason::Malformed, policy);
+            }
+            return by_ruling(policy.ruling(source, port), policy);
+        }
+        Outcome::Undecidable(known) => (Reason::Undecidable, known),
+        Outcome::Malformed(known) => (Reason::Malformed, known),
+    };
+    if may_be_guarded(known, packet, policy) {
+        stopped(reason, policy)
+    } else {
+        Decision::NotOurs
     }
 }
 
@@ -200,13 +237,7 @@ fn decided<P: Rules>(outcome: Outcome, packet: &Packet, port: PortIndex, policy:
 /// by which way the packet came.
 #[inline(always)]
 fn undecided<P: Rules>(reason: Reason, known: Known, packet: &Packet, policy: &P) -> Decision {
-    let may_be_guarded = match known {
-        Known::Protocol => policy.guards(packet.protocol),
-        Known::Addresses | Known::Nothing => {
-            policy.guards(Protocol::Tcp) || policy.guards(Protocol::Udp)
-        }
-    };
-    if !may_be_guarded {
+    if !may_be_guarded(known, packet, policy) {
         return Decision::NotOurs;
     }
     if !matches!(known, Known::Nothing)
@@ -220,6 +251,17 @@ fn undecided<P: Rules>(reason: Reason, known: Known, packet: &Packet, policy: &P
     stopped(reason, policy)
 }
 
+/// Whether a packet whose ports are not known may be for a guarded one.
+#[inline(always)]
+fn may_be_guarded<P: Rules>(known: Known, packet: &Packet, policy: &P) -> bool {
+    match known {
+        Known::Protocol => policy.guards(packet.protocol),
+        Known::Addresses | Known::Nothing => {
+            policy.guards(Protocol::Tcp) || policy.guards(Protocol::Udp)
+        }
+    }
+}
+
 /// What the addresses of a packet from outside decide before any rule; else the source's entry, for the rules.
 #[inline(always)]
 fn by_addresses<P: Rules>(packet: &Packet, policy: &P) -> Result<SourceValue, Decision> {
@@ -230,7 +272,7 @@ fn by_addresses<P: Rules>(packet: &Packet, policy: &P) -> Result<SourceValue, De
         return Err(Decision::NotOurs);
     }
     let source = policy.lookup(packet.family, &packet.source);
-    if is_spoofed(packet, source) {
+    if source.is_local() || is_never_a_source(packet) {
         return Err(stopped(Reason::Spoofed, policy));
     }
     Ok(source)
@@ -260,21 +302,20 @@ fn is_transit<P: Rules>(packet: &Packet, policy: &P) -> bool {
         && !policy.lookup(packet.family, &packet.destination).is_local()
 }
 
-/// A source that can't come in by an outside interface (RFC 1122 section 3.2.1.3, RFC 4291 sections 2.5 and 2.7).
+/// A source that no packet from another machine has (RFC 1122 section 3.2.1.3, RFC 4291 sections 2.5 and 2.7).
 ///
 /// `::/96` holds the unspecified address, loopback and the IPv4-compatible addresses; a socket shows a source in
 /// `::ffff:0:0/96` as the IPv4 host embedded in it.
 #[inline(always)]
-fn is_spoofed(packet: &Packet, source: SourceValue) -> bool {
+fn is_never_a_source(packet: &Packet) -> bool {
     let s = &packet.source;
-    let never_a_source = match packet.family {
+    match packet.family {
         Family::V4 => matches!(s[0], 0 | 127 | 224..),
         Family::V6 => {
             s[0] == 0xff
                 || (starts_with_zeros(s, 10) && matches!((s[10], s[11]), (0, 0) | (0xff, 0xff)))
         }
-    };
-    never_a_source || source.is_local()
+    }
 }
 
 #[inline(always)]

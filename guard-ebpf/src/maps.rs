@@ -1,6 +1,7 @@
 //! All maps, and the compiled policy that they hold: the only access to them.
 
 use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
     helpers::bpf_ktime_get_boot_ns,
     macros::map,
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key},
@@ -8,7 +9,7 @@ use aya_ebpf::{
 use guard_common::{
     abi::{
         Budget, Counter, EVENT_RING_BYTES, EventCounter, Explained, FLAG_BACKSTOP, FLAG_FORWARDED,
-        FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, Ladder, MAX_GUARDED_PORTS, MAX_LADDERS, MAX_SOURCES,
+        FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, InsideKey, Ladder, MAX_GUARDED_PORTS, MAX_INSIDE, MAX_LADDERS, MAX_SOURCES,
         MAX_TALLIES, NO_END, POLICY_SLOTS, PORT_WORDS, PolicyHeader, PortIndex, PortKey, PortValue,
         Ruling, SourceKey, SourceValue, Tally, TallyKey, counter_slots, port_word,
     },
@@ -29,6 +30,9 @@ static PORTS: HashMap<PortKey, PortValue> =
 static SOURCES: LpmTrie<SourceKey, SourceValue> = LpmTrie::with_max_entries(MAX_SOURCES, 0);
 #[map]
 static LADDERS: Array<Ladder> = Array::with_max_entries(POLICY_SLOTS * MAX_LADDERS, 0);
+#[map]
+static INSIDE: HashMap<InsideKey, u32> =
+    HashMap::with_max_entries(POLICY_SLOTS * MAX_INSIDE, BPF_F_NO_PREALLOC);
 #[map]
 pub static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(counter_slots(), 0);
 #[map]
@@ -63,6 +67,13 @@ impl InForce {
         let slot = ACTIVE.get(0)?.checked_sub(1)?;
         let header = POLICY.get(slot)?;
         Some(Self { slot, header })
+    }
+
+    /// Whether only guests of this host send over an interface.
+    #[inline(always)]
+    pub fn is_inside(&self, ifindex: u32) -> bool {
+        // SAFETY: this slot's entries are not written while a packet can hold it.
+        unsafe { INSIDE.get(InsideKey { slot: self.slot, ifindex }) }.is_some()
     }
 }
 

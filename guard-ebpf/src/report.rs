@@ -98,18 +98,23 @@ fn attempt(verdict: Verdict, reason: Reason, packet: &Packet, arrival: &Arrival)
     // again without waiting); every word is written whole, so that the worst is a number that is off.
     let tally = unsafe { SharedTally::new(tally) };
 
-    let is_repeat = matches!(arrival.hook, Hook::Cgroup)
-        && matches!(verdict, Verdict::WouldDrop)
-        && now_ns.wrapping_sub(tally.nic_ns.load()) < REPEAT_WINDOW_NS;
-    if is_repeat {
+    let is_recent = |word: Shared| now_ns.wrapping_sub(word.load()) < REPEAT_WINDOW_NS;
+    let was_judged_before = match arrival.hook {
+        Hook::Xdp | Hook::Tcx => false,
+        Hook::Edge => is_recent(tally.nic_ns),
+        Hook::Cgroup => is_recent(tally.nic_ns) || is_recent(tally.edge_ns),
+    };
+    if was_judged_before && matches!(verdict, Verdict::WouldDrop) {
         add_to_event_counter(EventCounter::Repeated, arrival.packets);
         return;
     }
     tally.packets.add(arrival.packets);
     tally.bytes.add(arrival.bytes);
     tally.last_ns.store(now_ns);
-    if !matches!(arrival.hook, Hook::Cgroup) {
-        tally.nic_ns.store(now_ns);
+    match arrival.hook {
+        Hook::Xdp | Hook::Tcx => tally.nic_ns.store(now_ns),
+        Hook::Edge => tally.edge_ns.store(now_ns),
+        Hook::Cgroup => {}
     }
 
     let is_due = now_ns.wrapping_sub(tally.reported_ns.load()) >= EVENT_INTERVAL_NS;
@@ -192,6 +197,7 @@ struct SharedTally {
     last_ns: Shared,
     reported_ns: Shared,
     nic_ns: Shared,
+    edge_ns: Shared,
 }
 
 impl SharedTally {
@@ -209,6 +215,7 @@ impl SharedTally {
                 last_ns: Shared::new(&raw mut (*tally).last_ns),
                 reported_ns: Shared::new(&raw mut (*tally).reported_ns),
                 nic_ns: Shared::new(&raw mut (*tally).nic_ns),
+                edge_ns: Shared::new(&raw mut (*tally).edge_ns),
             }
         }
     }

@@ -12,7 +12,7 @@ mod timeline;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -45,6 +45,8 @@ pub struct Input {
     /// Subnets of local bridges that are no local sources (`local = ["host"]`). They are let in by a rule only, and
     /// still are this host's: a packet to them is not forwarded traffic, and one from outside can't come from them.
     pub guests: Vec<IpNet>,
+    /// The interfaces over which only guests send, by index: what comes in by another one came from outside.
+    pub inside: BTreeSet<u32>,
 }
 
 /// A rule whose source has become prefixes and whose end has become boot time.
@@ -84,6 +86,8 @@ pub struct Tables {
     pub sources: BTreeMap<Prefix, SourceValue>,
     /// Rows of `ports.len()` ladders; row 0 is what an address without an entry has.
     pub ladders: Vec<Ladder>,
+    /// Interfaces over which only guests send, by index.
+    pub inside: BTreeSet<u32>,
 }
 
 /// Why a policy can't be compiled.
@@ -172,7 +176,12 @@ pub fn compile(input: &Input) -> Result<Tables, CompileError> {
         around.push((prefix, state));
     }
     let ladders = resolver.rows.concat();
-    Ok(Tables { ports, sources: sources.into_iter().collect(), ladders })
+    Ok(Tables {
+        ports,
+        sources: sources.into_iter().collect(),
+        ladders,
+        inside: input.inside.clone(),
+    })
 }
 
 /// What holds for an address at a port at a moment (boot time in nanoseconds), and the rule that says so.

@@ -180,7 +180,8 @@ pub struct InterfaceStatus {
     pub index: u32,
     /// `outside`, `tunnel`, `local bridge`, … as classified.
     pub class: String,
-    /// How it is covered, as the kernel says: `xdp native`, `xdp generic`, `tcx`, `clsact`; `None` when it is not.
+    /// How it is covered, as the kernel says: `xdp native`, `xdp generic`, `tcx`, `clsact`, and of what leads to guests
+    /// `edge tcx` or `edge clsact`; `None` when it is not.
     pub hook: Option<String>,
     /// Why it is as it is, where that is worth knowing.
     pub note: Option<String>,

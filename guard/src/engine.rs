@@ -179,6 +179,7 @@ impl Engine {
             rules: policy.input_rules(&self.sets, &facts.lan, &self.clock())?,
             local: facts.local.clone(),
             guests: facts.guests.clone(),
+            inside: facts.inside(),
         })
     }
 
@@ -354,11 +355,16 @@ impl Control for Engine {
             coverage::report(&self.pins, &self.settings.config, &facts, &links::ours(&self.pins)?)?;
         for interface in interfaces {
             let Some(way) = &interface.hook else { continue };
-            let hook = if way.starts_with(Hook::Xdp.name()) { Hook::Xdp } else { Hook::Tcx };
+            let hook = [Hook::Xdp, Hook::Edge].into_iter().find(|hook| way.starts_with(hook.name()));
+            let hook = hook.unwrap_or(Hook::Tcx);
             let destination = facts
                 .own_address(source, interface.index)
                 .unwrap_or_else(|| documentation_address(source));
-            places.push((interface.name, hook, destination));
+            let place = match hook {
+                Hook::Edge => format!("forwarded to {}", interface.name),
+                Hook::Xdp | Hook::Tcx | Hook::Cgroup => interface.name,
+            };
+            places.push((place, hook, destination));
         }
         if attach::backstop(&links::ours(&self.pins)?).is_some() {
             let destination =

@@ -22,6 +22,9 @@ pub struct Plan {
     pub put_ports: Vec<(GuardedPort, PortIndex)>,
     /// By index within the slot. Ladders beyond the wanted ones stay as they are: no entry leads to them.
     pub put_ladders: Vec<(u32, Ladder)>,
+    /// Interface indexes.
+    pub remove_inside: Vec<u32>,
+    pub put_inside: Vec<u32>,
 }
 
 impl Plan {
@@ -46,6 +49,8 @@ pub fn plan(current: &Tables, wanted: &Tables) -> Plan {
             .filter(|((_, wanted), current)| Some(*wanted) != *current)
             .map(|((index, wanted), _)| (index, *wanted))
             .collect(),
+        remove_inside: current.inside.difference(&wanted.inside).copied().collect(),
+        put_inside: wanted.inside.difference(&current.inside).copied().collect(),
     }
 }
 
@@ -73,7 +78,7 @@ mod tests {
         packet::{Family, Protocol},
     };
     use proptest::{
-        collection::{btree_map, vec},
+        collection::{btree_map, btree_set, vec},
         prelude::*,
         sample::select,
     };
@@ -95,8 +100,14 @@ mod tests {
             btree_map(port, 0..4u32, 0..4),
             btree_map(prefix, value, 0..8),
             vec(ladder.prop_map(Ladder::always), 0..8),
+            btree_set(1..6u32, 0..4),
         )
-            .prop_map(|(ports, sources, ladders)| Tables { ports, sources, ladders })
+            .prop_map(|(ports, sources, ladders, inside)| Tables {
+                ports,
+                sources,
+                ladders,
+                inside,
+            })
     }
 
     /// Makes the changes one by one, as the kernel's tables would take them.
@@ -121,6 +132,12 @@ mod tests {
                 assert_ne!(tables.ladders[index], *ladder, "no change");
             }
             tables.ladders[index] = *ladder;
+        }
+        for index in &plan.remove_inside {
+            assert!(tables.inside.remove(index), "there is nothing to remove");
+        }
+        for index in &plan.put_inside {
+            assert!(tables.inside.insert(*index), "no change");
         }
     }
 

@@ -1,7 +1,7 @@
 //! The loaded programs, asked by `BPF_PROG_TEST_RUN`, say of every frame what the same code says on the host; and what
 //! loading them costs the verifier stays below a ceiling.
 
-use std::{cell::RefCell, collections::HashSet, path::Path};
+use std::{cell::RefCell, collections::{BTreeSet, HashSet}, path::Path};
 
 use etherparse::PacketBuilder;
 use guard::{
@@ -93,6 +93,7 @@ fn input(ports: &[GuardedPort]) -> Input {
             .map(prefix)
             .to_vec(),
         guests: Vec::new(),
+        inside: BTreeSet::new(),
     }
 }
 

@@ -105,6 +105,17 @@ impl SourceKey {
     }
 }
 
+/// Key of `INSIDE`. 8 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct InsideKey {
+    pub slot: u32,
+    /// Of a local bridge, or of a container's veth on this host's side.
+    pub ifindex: u32,
+}
+
+const _: () = assert!(size_of::<InsideKey>() == 8);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,6 +127,7 @@ mod tests {
             port: 0, slot: 2, protocol: 3, family: 4, reserved: 5, address: 8,
         });
         layout!(SourceKey, size 20, align 1, { slot: 0, family: 1, reserved: 2, address: 4 });
+        layout!(InsideKey, size 8, align 4, { slot: 0, ifindex: 4 });
     }
 
     #[test]

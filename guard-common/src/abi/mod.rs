@@ -18,9 +18,9 @@ mod policy;
 mod stats;
 
 pub use event::{EVENT_RING_BYTES, Event, Explained};
-pub use key::{PortKey, SourceKey};
+pub use key::{InsideKey, PortKey, SourceKey};
 pub use policy::{
-    FLAG_BACKSTOP, FLAG_FORWARDED, FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, Ladder, MAX_GUARDED_PORTS,
+    FLAG_BACKSTOP, FLAG_FORWARDED, FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, Ladder, MAX_GUARDED_PORTS, MAX_INSIDE,
     MAX_LADDERS, MAX_SOURCES, NO_END, PolicyHeader, PortIndex, PortValue, Ruling, SOURCE_LOCAL,
     STEPS, SourceValue, Step,
 };
@@ -64,6 +64,8 @@ pub mod map {
     pub const SOURCES: &str = "SOURCES";
     /// `Array<Ladder>`: per slot, row after row, one ladder for each guarded port.
     pub const LADDERS: &str = "LADDERS";
+    /// `HashMap<InsideKey, u32>`: the interfaces over which only this host's guests send.
+    pub const INSIDE: &str = "INSIDE";
     /// `PerCpuArray<Counter>`, see `counter_index`.
     pub const COUNTERS: &str = "COUNTERS";
     /// `PerCpuArray<u64>`, see `EventCounter`.
@@ -78,13 +80,14 @@ pub mod map {
     pub const EXPLAINED: &str = "EXPLAINED";
 
     /// All of them: what is pinned.
-    pub const ALL: [&str; 12] = [
+    pub const ALL: [&str; 13] = [
         ACTIVE,
         POLICY,
         PORT_BITS,
         PORTS,
         SOURCES,
         LADDERS,
+        INSIDE,
         COUNTERS,
         EVENT_COUNTERS,
         TALLIES,
@@ -98,10 +101,11 @@ pub mod map {
 pub mod program {
     pub const XDP: &str = "guard_xdp";
     pub const TCX: &str = "guard_tcx";
+    pub const EDGE: &str = "guard_edge";
     pub const CGROUP: &str = "guard_cgroup";
 
     /// All of them.
-    pub const ALL: [&str; 3] = [XDP, TCX, CGROUP];
+    pub const ALL: [&str; 4] = [XDP, TCX, EDGE, CGROUP];
 }
 
 /// A test run sets the packet's `cb[0]` to this, so that the cgroup program writes its verdict to

@@ -1,7 +1,7 @@
 //! Lets aya copy the records to and from maps.
 
 use super::{
-    Budget, Counter, Event, Explained, Ladder, PolicyHeader, PortKey, PortValue, SourceKey,
+    Budget, Counter, Event, Explained, InsideKey, Ladder, PolicyHeader, PortKey, PortValue, SourceKey,
     SourceValue, Step, Tally, TallyKey,
 };
 
@@ -20,6 +20,7 @@ pod!(
     Counter,
     Event,
     Explained,
+    InsideKey,
     Ladder,
     PolicyHeader,
     PortKey,

@@ -9,6 +9,9 @@ pub const MAX_LADDERS: u32 = 16_384;
 /// Entries of `SOURCES` over both slots.
 pub const MAX_SOURCES: u32 = 2_097_152;
 
+/// Entries of `INSIDE` a slot holds.
+pub const MAX_INSIDE: u32 = 8_192;
+
 /// An end that never comes, in nanoseconds of boot time.
 pub const NO_END: u64 = u64::MAX;
 

@@ -94,7 +94,7 @@ impl TallyKey {
     }
 }
 
-/// Value of `TALLIES`. 64 bytes. All times are boot time.
+/// Value of `TALLIES`. 72 bytes. All times are boot time.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
@@ -111,11 +111,13 @@ pub struct Tally {
     pub reported_ns: u64,
     /// When a NIC's hook last judged a packet of it; 0 for never.
     pub nic_ns: u64,
+    /// When an edge hook last judged a packet of it; 0 for never.
+    pub edge_ns: u64,
 }
 
-const _: () = assert!(size_of::<Tally>() == 64);
+const _: () = assert!(size_of::<Tally>() == 72);
 
-/// How long after a NIC's hook judged a source a `would-drop` of it at a socket counts as the same attempt.
+/// How long after a hook judged a source a `would-drop` of it at a later hook counts as the same attempt.
 pub const REPEAT_WINDOW_NS: u64 = 2_000_000_000;
 
 /// A source is reported at most once in this time.
@@ -171,9 +173,9 @@ mod tests {
     fn layout_is_pinned() {
         layout!(Counter, size 16, align 8, { packets: 0, bytes: 8 });
         layout!(TallyKey, size 24, align 1, { source: 0, family: 16, reserved: 17 });
-        layout!(Tally, size 64, align 8, {
+        layout!(Tally, size 72, align 8, {
             packets: 0, bytes: 8, pending_packets: 16, pending_bytes: 24, first_ns: 32,
-            last_ns: 40, reported_ns: 48, nic_ns: 56,
+            last_ns: 40, reported_ns: 48, nic_ns: 56, edge_ns: 64,
         });
         layout!(Budget, size 16, align 8, { tokens: 0, refilled_ns: 8 });
     }

@@ -429,9 +429,9 @@ fn expected_of_chain(chain: &[Extension], protocol: IpNumber) -> Outcome {
     match later {
         Some(place) if place < MAX_EXTENSION_HEADERS => {
             if place + 1 < chain.len() {
-                Outcome::Undecidable(Known::Addresses)
+                Outcome::LaterFragment(Known::Addresses)
             } else if ours {
-                Outcome::Undecidable(Known::Protocol)
+                Outcome::LaterFragment(Known::Protocol)
             } else {
                 Outcome::NotOurs
             }
@@ -468,7 +468,7 @@ proptest! {
             }
             Outcome::Undecidable(Known::Protocol) => prop_assert_eq!(packet.protocol, facts.protocol),
             Outcome::Undecidable(Known::Nothing | Known::Addresses) => {}
-            Outcome::Broken | Outcome::Malformed(_) => prop_assert!(false, "{outcome:?}"),
+            Outcome::Broken | Outcome::LaterFragment(_) | Outcome::Malformed(_) => prop_assert!(false, "{outcome:?}"),
         }
         if !matches!(outcome, Outcome::NotOurs | Outcome::Undecidable(Known::Nothing)) {
             prop_assert_eq!((packet.family, packet.source), (facts.family, facts.source));
@@ -581,7 +581,7 @@ proptest! {
         let expected = match (protocol, offset) {
             (ip_number::ICMP, _) => Outcome::NotOurs,
             (_, 0) => Outcome::Whole,
-            _ => Outcome::Undecidable(Known::Protocol),
+            _ => Outcome::LaterFragment(Known::Protocol),
         };
         prop_assert_eq!(outcome, expected);
         if outcome == Outcome::Whole {

@@ -29,7 +29,7 @@ pub(super) fn read<R: Reader + ?Sized>(reader: &R, offset: usize, packet: &mut P
     }
     let fragment = u16::from_be_bytes([header[6], header[7]]);
     if fragment & FRAGMENT_OFFSET_MASK != 0 {
-        return Next::End(Outcome::Undecidable(Known::Protocol));
+        return Next::End(Outcome::LaterFragment(Known::Protocol));
     }
     let is_fragment = fragment & MORE_FRAGMENTS != 0;
     Next::Transport { offset: offset + header_words * 4, is_fragment }

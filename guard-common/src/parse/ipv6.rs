@@ -88,13 +88,13 @@ fn ones_if_equal(one: u8, other: u8) -> usize {
 #[inline(always)]
 fn later_fragment(next: u8, packet: &mut Packet) -> Next {
     if is_extension(next) {
-        return Next::End(Outcome::Undecidable(Known::Addresses));
+        return Next::End(Outcome::LaterFragment(Known::Addresses));
     }
     let Some(protocol) = Protocol::from_number(next) else {
         return Next::End(Outcome::NotOurs);
     };
     packet.protocol = protocol;
-    Next::End(Outcome::Undecidable(Known::Protocol))
+    Next::End(Outcome::LaterFragment(Known::Protocol))
 }
 
 #[inline(always)]

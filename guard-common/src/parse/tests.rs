@@ -174,6 +174,19 @@ fn assert_protocol_is_known(read: (Outcome, Packet), whole: Packet) {
     assert_eq!(read, (Outcome::Undecidable(Known::Protocol), without_ports(whole)));
 }
 
+#[track_caller]
+fn assert_later_fragment(read: (Outcome, Packet), whole: Packet) {
+    assert_eq!(read, (Outcome::LaterFragment(Known::Protocol), without_ports(whole)));
+}
+
+/// Of a packet whose first fragment holds more headers.
+#[track_caller]
+fn assert_later_fragment_of_headers((outcome, packet): (Outcome, Packet), whole: Packet) {
+    assert_eq!(outcome, Outcome::LaterFragment(Known::Addresses));
+    assert_eq!((packet.source, packet.destination), (whole.source, whole.destination));
+    assert_eq!((packet.source_port, packet.port, packet.tcp_flags), (0, 0, 0));
+}
+
 // Plain packets.
 
 #[test]
@@ -350,9 +363,9 @@ fn a_later_ipv4_fragment_is_undecidable_whatever_it_holds() {
     for offset in [1, 2, 185, 0x1000, 0x1fff] {
         for more in [false, true] {
             let later = ipv4_fragment(TCP, more, offset, &tcp());
-            assert_protocol_is_known(read4(&later), WHOLE4);
+            assert_later_fragment(read4(&later), WHOLE4);
             let later = ipv4_fragment(UDP, more, offset, &[]);
-            assert_protocol_is_known(read4(&later), as_udp(WHOLE4));
+            assert_later_fragment(read4(&later), as_udp(WHOLE4));
         }
     }
 }
@@ -504,12 +517,12 @@ fn a_later_ipv6_fragment_is_undecidable_whatever_it_holds() {
     for offset in [1, 2, 0x1000, 0x1fff] {
         for more in [false, true] {
             let chain = [fragment(TCP, more, offset), tcp()].concat();
-            assert_protocol_is_known(read6(&ipv6(FRAGMENT, &chain)), WHOLE6);
+            assert_later_fragment(read6(&ipv6(FRAGMENT, &chain)), WHOLE6);
             let chain = [fragment(UDP, more, offset), tcp()].concat();
-            assert_protocol_is_known(read6(&ipv6(FRAGMENT, &chain)), as_udp(WHOLE6));
+            assert_later_fragment(read6(&ipv6(FRAGMENT, &chain)), as_udp(WHOLE6));
             // Behind headers of the part that is not fragmented.
             let chain = [options(ROUTING, 0), options(FRAGMENT, 0), fragment(TCP, more, offset)];
-            assert_protocol_is_known(read6(&ipv6(HOP_BY_HOP, &chain.concat())), WHOLE6);
+            assert_later_fragment(read6(&ipv6(HOP_BY_HOP, &chain.concat())), WHOLE6);
         }
     }
 }
@@ -519,7 +532,7 @@ fn a_later_ipv6_fragment_says_nothing_of_headers_that_the_first_holds() {
     for kind in [HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, DESTINATION_OPTIONS] {
         // What stands here looks like such a header, and is the middle of something.
         let chain = [fragment(kind, false, 185), options(58, 0), tcp()].concat();
-        assert_addresses_are_known(Known::Addresses, read6(&ipv6(FRAGMENT, &chain)), WHOLE6);
+        assert_later_fragment_of_headers( read6(&ipv6(FRAGMENT, &chain)), WHOLE6);
     }
 }
 
@@ -534,7 +547,7 @@ fn a_later_ipv6_fragment_of_another_protocol_is_not_ours() {
 #[test]
 fn a_fragment_within_a_fragment_is_seen() {
     let chain = [fragment(FRAGMENT, true, 0), fragment(TCP, true, 1), tcp()].concat();
-    assert_protocol_is_known(read6(&ipv6(FRAGMENT, &chain)), WHOLE6);
+    assert_later_fragment(read6(&ipv6(FRAGMENT, &chain)), WHOLE6);
     // The outer one is the first of several: what stands behind the inner, atomic one may be padding.
     let chain = [fragment(FRAGMENT, true, 0), fragment(TCP, false, 0), tcp()].concat();
     assert_eq!(read6(&ipv6(FRAGMENT, &chain)), (Outcome::Whole, without_flags(WHOLE6)));
@@ -659,7 +672,7 @@ fn a_later_fragment_is_known_by_its_fragment_header_alone() {
         assert_addresses_are_known(Known::Addresses, read6(&packet[..end]), WHOLE6);
     }
     for end in 44..=48 {
-        assert_protocol_is_known(read6(&packet[..end]), WHOLE6);
+        assert_later_fragment(read6(&packet[..end]), WHOLE6);
     }
 }
 

@@ -99,6 +99,10 @@ fn outside(outcome: Outcome, packet: &Packet, policy: &Policy<'_>) -> Decision {
     from_outside(outcome, packet, &policy.about(packet))
 }
 
+fn edge(outcome: Outcome, packet: &Packet, policy: &Policy<'_>) -> Decision {
+    at_edge(outcome, packet, &policy.about(packet))
+}
+
 fn socket(packet: &Packet, socket_port: u16, policy: &Policy<'_>) -> Decision {
     at_socket(packet, socket_port, &policy.about(packet))
 }
@@ -389,7 +393,7 @@ fn the_first_that_applies_gives_the_reason() {
 
 // Undecidable.
 
-const LATER_FRAGMENT: Outcome = Outcome::Undecidable(Known::Protocol);
+const LATER_FRAGMENT: Outcome = Outcome::LaterFragment(Known::Protocol);
 const LONG_CHAIN: Outcome = Outcome::Undecidable(Known::Addresses);
 const CUT_SHORT: Outcome = Outcome::Undecidable(Known::Nothing);
 
@@ -693,6 +697,7 @@ fn any_outcome() -> impl Strategy<Value = Outcome> {
         6 => Just(Outcome::Whole),
         1 => Just(Outcome::Broken),
         2 => known.clone().prop_map(Outcome::Undecidable),
+        1 => known.clone().prop_map(Outcome::LaterFragment),
         1 => known.prop_map(Outcome::Malformed),
     ]
 }
@@ -789,7 +794,7 @@ proptest! {
                 prop_assert_eq!(said(ruling, observing), Decision::Judged(stop, reason));
             }
             Decision::Judged(verdict, Reason::Undecidable) => {
-                prop_assert!(matches!(outcome, Outcome::Undecidable(_)));
+                prop_assert!(matches!(outcome, Outcome::Undecidable(_) | Outcome::LaterFragment(_)));
                 prop_assert_eq!(verdict, if backstop { Verdict::Pass } else { stop });
             }
             Decision::Judged(verdict, Reason::Malformed) => match outcome {
@@ -811,6 +816,51 @@ proptest! {
         }
     }
 
+    /// What leaves for a guest is what the rules let in, from sources that are no one of this host; a backstop
+    /// changes nothing.
+    #[test]
+    fn nothing_leaves_for_a_guest_that_is_not_allowed(
+        (host, now_ns, switches) in any_host(),
+        packet in any_packet(),
+        outcome in any_outcome(),
+    ) {
+        let stop = if switches[0] { Verdict::WouldDrop } else { Verdict::Drop };
+        let is_guarded = host.guards(packet.protocol, packet.port);
+        let guards_any = [Protocol::Tcp, Protocol::Udp]
+            .into_iter()
+            .any(|protocol| host.policy().ports.iter().any(|port| port.protocol == protocol));
+        let is_local_source = host.is_local(packet.family, &packet.source);
+        match edge(outcome, &packet, &host.policy_at(now_ns, switches)) {
+            Decision::NotOurs => match outcome {
+                Outcome::NotOurs | Outcome::LaterFragment(_) => {}
+                Outcome::Whole | Outcome::Broken => prop_assert!(!is_guarded),
+                Outcome::Undecidable(Known::Protocol) | Outcome::Malformed(Known::Protocol) => {
+                    prop_assert!(host.ports.iter().all(|port| port.protocol != packet.protocol));
+                }
+                Outcome::Undecidable(_) | Outcome::Malformed(_) => prop_assert!(!guards_any),
+            },
+            Decision::Judged(verdict, Reason::Laundered) => {
+                prop_assert!(is_guarded && is_local_source);
+                prop_assert_eq!(verdict, stop);
+            }
+            Decision::Judged(verdict, reason) if reason.is_by_rule() => {
+                prop_assert_eq!(outcome, Outcome::Whole);
+                prop_assert!(is_guarded && !is_local_source);
+                let ruling = host.ruling(&packet, packet.port, now_ns);
+                prop_assert_eq!(said(ruling, switches[0]), Decision::Judged(verdict, reason));
+            }
+            Decision::Judged(verdict, reason) => {
+                prop_assert_eq!(verdict, stop);
+                match (reason, outcome) {
+                    (Reason::Undecidable, Outcome::Undecidable(_))
+                    | (Reason::Malformed, Outcome::Malformed(_) | Outcome::Broken)
+                    | (Reason::Spoofed, Outcome::Whole | Outcome::Broken) => {}
+                    _ => prop_assert!(false, "{reason:?} for {outcome:?}"),
+                }
+            }
+        }
+    }
+
     /// Observe changes the verdict `drop` to `would-drop`, and nothing else.
     #[test]
     fn observe_changes_one_word(
@@ -827,6 +877,8 @@ proptest! {
         };
         let at_nic = outside(outcome, &packet, &observing);
         prop_assert_eq!(at_nic, softened(outside(outcome, &packet, &enforcing)));
+        let at_edge = edge(outcome, &packet, &observing);
+        prop_assert_eq!(at_edge, softened(edge(outcome, &packet, &enforcing)));
         let at_socket = socket(&packet, socket_port, &observing);
         prop_assert_eq!(at_socket, softened(socket(&packet, socket_port, &enforcing)));
     }

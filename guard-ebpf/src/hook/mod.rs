@@ -1,5 +1,6 @@
 //! The programs, one a hook.
 
 mod cgroup;
+mod edge;
 mod tcx;
 mod xdp;

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// `TCX_NEXT`, and `TC_ACT_UNSPEC` under clsact: the next program decides (`include/uapi/linux/bpf.h`).
-const NEXT: i32 = -1;
+pub(super) const NEXT: i32 = -1;
 
 #[classifier]
 fn guard_tcx(ctx: TcContext) -> i32 {

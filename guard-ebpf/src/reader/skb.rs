@@ -35,12 +35,18 @@ impl SkbReader {
         self.field(|skb| skb.ifindex)
     }
 
+    /// Where the packet was last received in this network namespace; 0 for one of this host's own.
+    #[inline(always)]
+    pub fn ingress_ifindex(&self) -> u32 {
+        self.field(|skb| skb.ingress_ifindex)
+    }
+
     #[inline(always)]
     pub fn len(&self) -> u32 {
         self.field(|skb| skb.len)
     }
 
-    /// Length without the link header, which `len` holds at TC ingress where there is one.
+    /// Length without the link header, which `len` holds at TC where there is one.
     #[inline(always)]
     pub fn bytes_from_network_header(&self) -> u32 {
         const ETHERNET_BYTES: u32 = guard_common::parse::ETHERNET_BYTES as u32;

@@ -35,7 +35,24 @@ fn is_outside(interface: &Interface) -> bool {
     matches!(interface.class, Class::Outside | Class::Tunnel)
 }
 
+/// The ways to judge what leaves for guests. `attach = "generic"` and `"native"` say how packets are judged that come in; here
+/// there is no such choice.
+fn edge_ladder(mode: Attach) -> Vec<Way> {
+    match mode {
+        Attach::Auto | Attach::Native | Attach::Generic | Attach::Tcx => {
+            vec![Way::EdgeTcx, Way::EdgeClsact]
+        }
+        Attach::Clsact => vec![Way::EdgeClsact, Way::EdgeTcx],
+        Attach::Socket => Vec::new(),
+    }
+}
+
+/// What comes from this host's own guests is judged at the sockets: at a NIC's hook it would look like a stranger that
+/// claims a local address.
 fn is_chosen(interface: &Interface, choice: &Interfaces) -> bool {
+    if matches!(interface.class, Class::Loopback | Class::LocalBridge | Class::Container) {
+        return false;
+    }
     match choice {
         Interfaces::Outside => is_outside(interface),
         Interfaces::Named(patterns) => {
@@ -44,19 +61,21 @@ fn is_chosen(interface: &Interface, choice: &Interfaces) -> bool {
     }
 }
 
-/// The interfaces to cover, each with its ladder.
+/// The interfaces to cover, each with its ladder. The choice of interfaces is one of where packets drop early; what leaves
+/// for guests is judged wherever there are some.
 pub fn wanted(config: &Config, facts: &Facts) -> Vec<Wanted> {
-    facts
-        .interfaces
-        .iter()
-        .filter(|interface| interface.class != Class::Loopback)
-        .filter(|interface| is_chosen(interface, &config.interfaces))
-        .map(|interface| Wanted {
-            ifindex: interface.index,
-            name: interface.name.clone(),
-            ladder: ladder(config.attach.of(&interface.name), interface.is_ethernet),
-        })
-        .collect()
+    let wanted = |interface: &Interface| {
+        let mode = config.attach.of(&interface.name);
+        let ladder = if interface.is_edge() {
+            edge_ladder(mode)
+        } else if is_chosen(interface, &config.interfaces) {
+            ladder(mode, interface.is_ethernet)
+        } else {
+            return None;
+        };
+        Some(Wanted { ifindex: interface.index, name: interface.name.clone(), ladder })
+    };
+    facts.interfaces.iter().filter_map(wanted).collect()
 }
 
 /// Covers what is wanted and uncovers what no longer is. Returns what did not work, by interface.
@@ -109,10 +128,17 @@ pub fn report(
         if let (Some(asked), None) = (asked, covered.way)
             && !asked.ladder.is_empty()
         {
-            missing.push(format!(
-                "{} is not covered: its packets are stopped at the sockets only; the daemon's log says why",
-                interface.name
-            ));
+            missing.push(if interface.is_edge() {
+                format!(
+                    "{} is not covered: what is forwarded to it is judged at the sockets only, where NAT may have hidden its source; the daemon's log says why",
+                    interface.name
+                )
+            } else {
+                format!(
+                    "{} is not covered: its packets are stopped at the sockets only; the daemon's log says why",
+                    interface.name
+                )
+            });
         }
         interfaces.push(InterfaceStatus {
             name: interface.name.clone(),
@@ -159,6 +185,8 @@ const fn class_name(class: Class) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use guard_common::verdict::Hook;
+
     use super::*;
 
     #[test]
@@ -169,6 +197,17 @@ mod tests {
         }
         assert_eq!(ladder(Native, true)[0], Way::XdpNative);
         assert_eq!(ladder(Auto, true)[0], Way::Tcx);
+    }
+
+    #[test]
+    fn what_leaves_for_guests_is_judged_at_the_edge_unless_only_sockets_are_asked_for() {
+        use Attach::{Auto, Clsact, Generic, Native, Socket, Tcx};
+        for mode in [Auto, Native, Generic, Tcx, Clsact] {
+            let ways = edge_ladder(mode);
+            assert!(ways.iter().all(|way| way.hook() == Hook::Edge), "{mode:?}");
+            assert_eq!(ways.len(), 2, "{mode:?}");
+        }
+        assert!(edge_ladder(Socket).is_empty());
     }
 
     #[test]

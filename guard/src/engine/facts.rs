@@ -1,7 +1,7 @@
 //! What the engine must know of the host before it decides anything.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     net::{IpAddr, Ipv6Addr},
 };
 
@@ -73,6 +73,12 @@ impl Facts {
                 snapshot,
             })
         })
+    }
+
+    /// The interfaces over which only guests of this host send, by index.
+    pub fn inside(&self) -> BTreeSet<u32> {
+        let inside = self.interfaces.iter().filter(|interface| interface.is_inside());
+        inside.map(|interface| interface.index).collect()
     }
 
     /// What is attached to an interface; nothing when it has gone.

@@ -94,7 +94,7 @@ impl Engine {
         facts
             .interfaces
             .iter()
-            .filter(|interface| interface.is_ethernet)
+            .filter(|interface| interface.is_ethernet && !interface.is_edge())
             .filter(|interface| config.attach.of(&interface.name) == Attach::Auto)
             .filter(|interface| {
                 status

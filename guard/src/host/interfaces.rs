@@ -68,7 +68,7 @@ pub enum Class {
     Tunnel,
     /// Only containers and virtual machines of this host are on it.
     LocalBridge,
-    /// A port of a local bridge, or a veth whose only routes lead to one container.
+    /// A port of a local bridge, or a veth or tap whose only routes lead to one guest.
     Container,
     /// What arrives on it was seen on a lower device.
     Covered,
@@ -89,8 +89,26 @@ pub struct Interface {
     pub up: bool,
     pub carrier: bool,
     pub mtu: u32,
+    pub is_bridge_port: bool,
     /// Why, where it was in doubt.
     pub doubt: Option<String>,
+}
+
+impl Interface {
+    /// Whether only guests of this host send over it. What a bridge's port receives comes in by the bridge, for the
+    /// kernel's routing.
+    #[must_use]
+    pub fn is_inside(&self) -> bool {
+        matches!(self.class, Class::LocalBridge | Class::Container) && !self.is_bridge_port
+    }
+
+    /// Whether it is the first device that everything forwarded to some guest leaves by: what stands on a bridge sends through
+    /// it, and its ports come after it.
+    #[must_use]
+    pub fn is_edge(&self) -> bool {
+        let is_lowest = matches!(self.kind.as_deref(), Some("bridge" | "veth" | "netkit" | "tun"));
+        self.is_inside() && is_lowest
+    }
 }
 
 /// The prefixes that `lan` and `lan6` stand for.
@@ -181,6 +199,7 @@ pub fn classify(snapshot: &Snapshot) -> Vec<Interface> {
             up: link.up,
             carrier: link.carrier,
             mtu: link.mtu,
+            is_bridge_port: topology.is_bridge_port(link),
             doubt: place.doubt,
         }
     };
@@ -326,6 +345,10 @@ impl<'a> Topology<'a> {
         self.ports.get(&master).into_iter().flatten().copied()
     }
 
+    fn is_bridge_port(&self, link: &Link) -> bool {
+        link.master.and_then(|master| self.links.get(&master)).is_some_and(|above| is_bridge(above))
+    }
+
     fn place(&self, link: &Link, depth: usize) -> Place {
         if link.hardware_type == hardware::LOOPBACK {
             return Place::of(Class::Loopback);
@@ -411,9 +434,16 @@ impl<'a> Topology<'a> {
     }
 
     fn place_tap(&self, link: &Link, depth: usize) -> Place {
-        self.place_port(link, depth).unwrap_or_else(|| {
-            Place::in_doubt(Class::Outside, "tap that is no port of a bridge: taken as outside")
-        })
+        if let Some(place) = self.place_port(link, depth) {
+            return place;
+        }
+        if self.host_routes_only.contains(&link.index) {
+            return Place::of(Class::Container);
+        }
+        Place::in_doubt(
+            Class::Outside,
+            "tap that is no port of a bridge and has more than host routes: taken as outside",
+        )
     }
 
     /// What a guest's device is by its master; `None` where that does not decide.
@@ -528,7 +558,7 @@ fn is_host(prefix: &IpNet) -> bool {
 }
 
 /// Interfaces with at least one route to a host and no other: what Calico, the ptp plugin and cloud CNIs make for each
-/// container. Link-local prefixes and routes to the interface's own addresses say nothing.
+/// container, and some hypervisors for each virtual machine. Link-local prefixes and routes to the interface's own addresses say nothing.
 fn host_routes_only(snapshot: &Snapshot) -> HashSet<u32> {
     let own: HashSet<(u32, IpAddr)> =
         snapshot.addresses.iter().map(|own| (own.index, own.address)).collect();

@@ -17,6 +17,8 @@ use aya::programs::{
     tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
 };
 
+use guard_common::verdict::Hook;
+
 use super::{
     KernelError,
     links::{self, LinkPlace, OwnLink},
@@ -34,6 +36,10 @@ pub enum Way {
     Tcx,
     /// A `bpf` filter of the `clsact` queueing discipline, for kernels below 6.6.
     Clsact,
+    /// TCX egress, behind NAT, of a device that leads to guests.
+    EdgeTcx,
+    /// As [`Way::EdgeTcx`], with `clsact`.
+    EdgeClsact,
 }
 
 impl Way {
@@ -45,7 +51,33 @@ impl Way {
             Self::XdpGeneric => "xdp generic",
             Self::Tcx => "tcx",
             Self::Clsact => "clsact",
+            Self::EdgeTcx => "edge tcx",
+            Self::EdgeClsact => "edge clsact",
         }
+    }
+
+    /// The hook that this is a way to.
+    #[must_use]
+    pub const fn hook(self) -> Hook {
+        match self {
+            Self::XdpNative | Self::XdpGeneric => Hook::Xdp,
+            Self::Tcx | Self::Clsact => Hook::Tcx,
+            Self::EdgeTcx | Self::EdgeClsact => Hook::Edge,
+        }
+    }
+
+    /// Where the link stands, of a way that has one.
+    const fn link_place(self, ifindex: u32) -> Option<LinkPlace> {
+        match self {
+            Self::XdpNative | Self::XdpGeneric => Some(LinkPlace::Xdp { ifindex }),
+            Self::Tcx => Some(LinkPlace::Tcx { ifindex }),
+            Self::EdgeTcx => Some(LinkPlace::TcxEgress { ifindex }),
+            Self::Clsact | Self::EdgeClsact => None,
+        }
+    }
+
+    const fn is_clsact(self) -> bool {
+        matches!(self, Self::Clsact | Self::EdgeClsact)
     }
 
     const fn is_xdp(self) -> bool {
@@ -130,7 +162,9 @@ impl<'a> Attacher<'a> {
         self.links
             .iter()
             .filter_map(|link| match link.place {
-                LinkPlace::Xdp { ifindex } | LinkPlace::Tcx { ifindex } => Some(ifindex),
+                LinkPlace::Xdp { ifindex }
+                | LinkPlace::Tcx { ifindex }
+                | LinkPlace::TcxEgress { ifindex } => Some(ifindex),
                 LinkPlace::Cgroup { .. } | LinkPlace::Other => None,
             })
             .filter(|ifindex| *ifindex != 0)
@@ -138,13 +172,8 @@ impl<'a> Attacher<'a> {
     }
 
     fn attach(&mut self, way: Way, wanted: &Wanted, seen: &Seen) -> io::Result<()> {
-        if way == Way::Clsact {
-            return self.attach_clsact(wanted, seen);
-        }
-        let place = if way.is_xdp() {
-            LinkPlace::Xdp { ifindex: wanted.ifindex }
-        } else {
-            LinkPlace::Tcx { ifindex: wanted.ifindex }
+        let Some(place) = way.link_place(wanted.ifindex) else {
+            return self.attach_clsact(way, wanted, seen);
         };
         let existing = self.links.iter().position(|link| link.place == place);
         if let Some(index) = existing {
@@ -164,28 +193,33 @@ impl<'a> Attacher<'a> {
             Way::XdpNative => Target::XdpNative(wanted.ifindex),
             Way::XdpGeneric => Target::XdpGeneric(wanted.ifindex),
             Way::Tcx | Way::Clsact => Target::Tcx(wanted.ifindex),
+            Way::EdgeTcx | Way::EdgeClsact => Target::TcxEgress(wanted.ifindex),
         };
         links::attach(self.program(way)?, target, self.pins)
     }
 
     fn program(&self, way: Way) -> io::Result<BorrowedFd<'_>> {
-        let fd = if way.is_xdp() {
-            let xdp = self.programs.xdp.as_ref().ok_or(io::ErrorKind::Unsupported)?;
-            xdp.fd()
-        } else {
-            self.programs.tcx.fd()
+        let fd = match way {
+            Way::XdpNative | Way::XdpGeneric => {
+                self.programs.xdp.as_ref().ok_or(io::ErrorKind::Unsupported)?.fd()
+            }
+            Way::Tcx | Way::Clsact => self.programs.tcx.fd(),
+            Way::EdgeTcx | Way::EdgeClsact => self.programs.edge.fd(),
         };
         fd.map(AsFd::as_fd).map_err(io::Error::other)
     }
 
-    fn attach_clsact(&mut self, wanted: &Wanted, seen: &Seen) -> io::Result<()> {
+    fn attach_clsact(&mut self, way: Way, wanted: &Wanted, seen: &Seen) -> io::Result<()> {
         match tc::qdisc_add_clsact(&wanted.name) {
             Err(error) if !is_existing(&error) => return Err(io::Error::other(chain(&error))),
             _ => {}
         }
-        let program: &mut SchedClassifier = &mut self.programs.tcx;
-        let ours =
-            seen.filters.iter().find(|filter| self.own_programs.contains(&filter.program_id));
+        let is_egress = way == Way::EdgeClsact;
+        let program: &mut SchedClassifier =
+            if is_egress { &mut self.programs.edge } else { &mut self.programs.tcx };
+        let ours = seen.filters.iter().find(|filter| {
+            filter.is_egress == is_egress && self.own_programs.contains(&filter.program_id)
+        });
         let attached = match ours {
             Some(filter) => clsact_link(&wanted.name, filter).and_then(|link| {
                 program.attach_to_link(link).map_err(|error| io::Error::other(chain(&error)))
@@ -193,7 +227,7 @@ impl<'a> Attacher<'a> {
             None => program
                 .attach_with_options(
                     &wanted.name,
-                    TcAttachType::Ingress,
+                    side(is_egress),
                     TcAttachOptions::Netlink(CLSACT),
                 )
                 .map_err(|error| io::Error::other(chain(&error))),
@@ -211,9 +245,11 @@ impl<'a> Attacher<'a> {
         name: &str,
         seen: &Seen,
     ) -> Result<(), KernelError> {
+        let wanted = way.and_then(|way| way.link_place(ifindex));
         let stays = |place| match place {
-            LinkPlace::Xdp { ifindex: at } => at != ifindex || way.is_some_and(Way::is_xdp),
-            LinkPlace::Tcx { ifindex: at } => at != ifindex || way == Some(Way::Tcx),
+            LinkPlace::Xdp { ifindex: at }
+            | LinkPlace::Tcx { ifindex: at }
+            | LinkPlace::TcxEgress { ifindex: at } => at != ifindex || Some(place) == wanted,
             LinkPlace::Cgroup { .. } | LinkPlace::Other => true,
         };
         let mut kept = Vec::new();
@@ -225,11 +261,12 @@ impl<'a> Attacher<'a> {
             }
         }
         self.links = kept;
-        if way != Some(Way::Clsact) {
-            for filter in &seen.filters {
-                if self.own_programs.contains(&filter.program_id) {
-                    detach_clsact(name, filter)?;
-                }
+        for filter in &seen.filters {
+            let is_wanted = way.is_some_and(|way| {
+                way.is_clsact() && filter.is_egress == (way.hook() == Hook::Edge)
+            });
+            if !is_wanted && self.own_programs.contains(&filter.program_id) {
+                detach_clsact(name, filter)?;
             }
         }
         Ok(())
@@ -301,9 +338,12 @@ pub fn coverage(
         let way = if xdp.is_native { Way::XdpNative } else { Way::XdpGeneric };
         return Coverage { way: Some(way), before_ours: Vec::new() };
     }
-    if has(LinkPlace::Tcx { ifindex }) {
+    for way in [Way::Tcx, Way::EdgeTcx] {
+        if !way.link_place(ifindex).is_some_and(has) {
+            continue;
+        }
         // A program that passes a packet with anything but "next" keeps it from us; one that stands first could.
-        let programs = SchedClassifier::query_tcx(name, TcAttachType::Ingress)
+        let programs = SchedClassifier::query_tcx(name, side(way == Way::EdgeTcx))
             .map(|(_, programs)| programs)
             .unwrap_or_default();
         let before_ours = programs
@@ -313,10 +353,11 @@ pub fn coverage(
                 format!("{} (id {})", program.name_as_str().unwrap_or("?"), program.id())
             })
             .collect();
-        return Coverage { way: Some(Way::Tcx), before_ours };
+        return Coverage { way: Some(way), before_ours };
     }
-    let filtered = seen.filters.iter().any(|filter| own_programs.contains(&filter.program_id));
-    Coverage { way: filtered.then_some(Way::Clsact), before_ours: Vec::new() }
+    let filter = seen.filters.iter().find(|filter| own_programs.contains(&filter.program_id));
+    let way = filter.map(|filter| if filter.is_egress { Way::EdgeClsact } else { Way::Clsact });
+    Coverage { way, before_ours: Vec::new() }
 }
 
 /// The cgroup that the backstop is attached to, by its inode.
@@ -328,9 +369,13 @@ pub fn backstop(links: &[OwnLink]) -> Option<u64> {
     })
 }
 
+const fn side(is_egress: bool) -> TcAttachType {
+    if is_egress { TcAttachType::Egress } else { TcAttachType::Ingress }
+}
+
 fn clsact_link(name: &str, filter: &SeenFilter) -> io::Result<SchedClassifierLink> {
     let handle = TcHandle::from(filter.handle);
-    SchedClassifierLink::attached(name, TcAttachType::Ingress, filter.priority, handle, None)
+    SchedClassifierLink::attached(name, side(filter.is_egress), filter.priority, handle, None)
 }
 
 fn detach_clsact(name: &str, filter: &SeenFilter) -> Result<(), KernelError> {
@@ -356,7 +401,7 @@ fn reason(way: Way, error: &io::Error) -> String {
             "another XDP program is attached there, and guard never evicts one".to_owned()
         }
         (Some(libc::EOPNOTSUPP), Way::XdpNative) => "the driver has no native XDP".to_owned(),
-        (Some(libc::EINVAL), Way::Tcx) => "this kernel has no TCX (6.6 or newer)".to_owned(),
+        (Some(libc::EINVAL), Way::Tcx | Way::EdgeTcx) => "this kernel has no TCX (6.6 or newer)".to_owned(),
         (Some(libc::ERANGE), Way::XdpNative) => {
             "the MTU is too large for this driver's XDP".to_owned()
         }

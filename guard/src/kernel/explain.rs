@@ -71,7 +71,8 @@ impl Oracle {
                 let xdp = self.programs.xdp.as_ref().ok_or(KernelError::NotLoaded)?;
                 (program::XDP, xdp.test_run(options))
             }
-            Hook::Tcx | Hook::Edge => (program::TCX, self.programs.tcx.test_run(options)),
+            Hook::Tcx => (program::TCX, self.programs.tcx.test_run(options)),
+            Hook::Edge => (program::EDGE, self.programs.edge.test_run(options)),
             Hook::Cgroup => {
                 context[CB_OFFSET..].copy_from_slice(&EXPLAIN_MARK.to_ne_bytes());
                 options.ctx_in = Some(&context);

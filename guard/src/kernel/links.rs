@@ -37,6 +37,7 @@ impl OwnLink {
             self.place,
             LinkPlace::Xdp { ifindex: 0 }
                 | LinkPlace::Tcx { ifindex: 0 }
+                | LinkPlace::TcxEgress { ifindex: 0 }
                 | LinkPlace::Cgroup { cgroup_id: 0 }
         )
     }
@@ -192,6 +193,7 @@ fn pin_name(place: LinkPlace) -> Option<String> {
     match place {
         LinkPlace::Xdp { ifindex } => Some(format!("xdp-{ifindex}")),
         LinkPlace::Tcx { ifindex } => Some(format!("tcx-{ifindex}")),
+        LinkPlace::TcxEgress { ifindex } => Some(format!("edge-{ifindex}")),
         LinkPlace::Cgroup { .. } => Some("cgroup".to_owned()),
         LinkPlace::Other => None,
     }

@@ -88,6 +88,7 @@ pub struct Programs {
     /// `None` where this kernel takes no XDP program of ours.
     pub xdp: Option<Xdp>,
     pub tcx: SchedClassifier,
+    pub edge: SchedClassifier,
     pub cgroup: CgroupSkb,
 }
 
@@ -104,12 +105,14 @@ impl Programs {
             .map_err(failed(program::XDP))?;
         let tcx =
             SchedClassifier::from_pin(pins.program(program::TCX)).map_err(failed(program::TCX))?;
+        let edge = SchedClassifier::from_pin(pins.program(program::EDGE))
+            .map_err(failed(program::EDGE))?;
         let cgroup = CgroupSkb::from_pin(
             pins.program(program::CGROUP),
             aya_obj::programs::CgroupSkbAttachType::Ingress,
         )
         .map_err(failed(program::CGROUP))?;
-        Ok(Self { xdp, tcx, cgroup })
+        Ok(Self { xdp, tcx, edge, cgroup })
     }
 }
 

@@ -14,7 +14,7 @@ use super::KernelError;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
     pub xdp: Option<SeenXdp>,
-    /// `bpf` filters at `clsact` ingress.
+    /// `bpf` filters of `clsact`.
     pub filters: Vec<SeenFilter>,
 }
 
@@ -26,6 +26,7 @@ pub struct SeenXdp {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SeenFilter {
+    pub is_egress: bool,
     pub priority: u16,
     pub handle: u32,
     pub program_id: u32,
@@ -54,10 +55,14 @@ pub async fn seen(interfaces: &[u32]) -> Result<HashMap<u32, Seen>, KernelError>
         }
     }
     for (ifindex, seen) in &mut all {
-        let mut filters = handle.traffic_filter(ifindex.cast_signed()).get().ingress().execute();
-        // An interface without clsact answers with an error, which says the same as an empty list.
-        while let Ok(Some(message)) = filters.try_next().await {
-            seen.filters.extend(seen_filter(&message));
+        for is_egress in [false, true] {
+            let request = handle.traffic_filter(ifindex.cast_signed()).get();
+            let request = if is_egress { request.egress() } else { request.ingress() };
+            let mut filters = request.execute();
+            // An interface without clsact answers with an error, which says the same as an empty list.
+            while let Ok(Some(message)) = filters.try_next().await {
+                seen.filters.extend(seen_filter(&message, is_egress));
+            }
         }
     }
     connection.abort();
@@ -82,7 +87,7 @@ fn seen_xdp(parts: &[LinkXdp]) -> Option<SeenXdp> {
     native.or(generic).or(any)
 }
 
-fn seen_filter(message: &TcMessage) -> Option<SeenFilter> {
+fn seen_filter(message: &TcMessage, is_egress: bool) -> Option<SeenFilter> {
     let program_id = message.attributes.iter().find_map(|attribute| match attribute {
         TcAttribute::Options(options) => options.iter().find_map(|option| match option {
             TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => Some(*id),
@@ -92,5 +97,5 @@ fn seen_filter(message: &TcMessage) -> Option<SeenFilter> {
     })?;
     // The priority is the upper half of `tcm_info` (`TC_H_MAJ` in `include/uapi/linux/pkt_sched.h`).
     let priority = (message.header.info >> 16) as u16;
-    Some(SeenFilter { priority, handle: u32::from(message.header.handle), program_id })
+    Some(SeenFilter { is_egress, priority, handle: u32::from(message.header.handle), program_id })
 }

@@ -51,17 +51,20 @@ pub enum Target<'a> {
     XdpGeneric(u32),
     /// TCX ingress, before the programs that are there.
     Tcx(u32),
+    /// TCX egress, before the programs that are there.
+    TcxEgress(u32),
     /// Ingress of a cgroup v2 directory.
     Cgroup(BorrowedFd<'a>),
 }
 
 /// Attaches a program. Kernel 5.9 for XDP, 6.6 for TCX, 5.7 for a cgroup.
 pub fn link_create(program: BorrowedFd<'_>, target: Target<'_>) -> io::Result<OwnedFd> {
-    use bpf_attach_type::{BPF_CGROUP_INET_INGRESS, BPF_TCX_INGRESS, BPF_XDP};
+    use bpf_attach_type::{BPF_CGROUP_INET_INGRESS, BPF_TCX_EGRESS, BPF_TCX_INGRESS, BPF_XDP};
     let (target, attach_type, flags) = match target {
         Target::XdpNative(index) => (index, BPF_XDP, aya_obj::generated::XDP_FLAGS_DRV_MODE),
         Target::XdpGeneric(index) => (index, BPF_XDP, aya_obj::generated::XDP_FLAGS_SKB_MODE),
         Target::Tcx(index) => (index, BPF_TCX_INGRESS, BEFORE),
+        Target::TcxEgress(index) => (index, BPF_TCX_EGRESS, BEFORE),
         // The kernel runs links of a cgroup beside others' programs by itself, and takes no flag for it.
         Target::Cgroup(directory) => (raw(directory), BPF_CGROUP_INET_INGRESS, 0),
     };
@@ -118,6 +121,10 @@ pub enum LinkPlace {
     Tcx {
         ifindex: u32,
     },
+    /// 0 when the interface is gone.
+    TcxEgress {
+        ifindex: u32,
+    },
     /// 0 when the cgroup is gone.
     Cgroup {
         cgroup_id: u64,
@@ -145,10 +152,13 @@ pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     let place = unsafe {
         if info.type_ == bpf_link_type::BPF_LINK_TYPE_XDP as u32 {
             LinkPlace::Xdp { ifindex: info.__bindgen_anon_1.xdp.ifindex }
-        } else if info.type_ == bpf_link_type::BPF_LINK_TYPE_TCX as u32
-            && info.__bindgen_anon_1.tcx.attach_type == bpf_attach_type::BPF_TCX_INGRESS as u32
-        {
-            LinkPlace::Tcx { ifindex: info.__bindgen_anon_1.tcx.ifindex }
+        } else if info.type_ == bpf_link_type::BPF_LINK_TYPE_TCX as u32 {
+            let tcx = info.__bindgen_anon_1.tcx;
+            if tcx.attach_type == bpf_attach_type::BPF_TCX_EGRESS as u32 {
+                LinkPlace::TcxEgress { ifindex: tcx.ifindex }
+            } else {
+                LinkPlace::Tcx { ifindex: tcx.ifindex }
+            }
         } else if info.type_ == bpf_link_type::BPF_LINK_TYPE_CGROUP as u32 {
             LinkPlace::Cgroup { cgroup_id: info.__bindgen_anon_1.cgroup.cgroup_id }
         } else {

@@ -1,11 +1,11 @@
 //! The policy's tables: two slots of each, one in force, the other written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key};
 use guard_common::{
     abi::{
-        ABI_VERSION, Ladder, MAX_GUARDED_PORTS, MAX_LADDERS, MAX_SOURCES, POLICY_SLOTS, PORT_WORDS,
+        ABI_VERSION, InsideKey, Ladder, MAX_GUARDED_PORTS, MAX_INSIDE, MAX_LADDERS, MAX_SOURCES, POLICY_SLOTS, PORT_WORDS,
         PolicyHeader, PortIndex, PortKey, PortValue, SourceKey, SourceValue, map, port_word,
     },
     packet::Protocol,
@@ -26,6 +26,7 @@ pub struct PolicyMaps {
     ports: HashMap<MapData, PortKey, PortValue>,
     sources: LpmTrie<MapData, SourceKey, SourceValue>,
     ladders: Array<MapData, Ladder>,
+    inside: HashMap<MapData, InsideKey, u32>,
     instance: u64,
     /// What each slot holds, where this process has written it whole. Nobody else writes while it has the lock.
     written: [Option<Tables>; POLICY_SLOTS as usize],
@@ -69,6 +70,9 @@ impl PolicyMaps {
                 .try_into()
                 .map_err(failed(map::SOURCES, "opened"))?,
             ladders: array(map::LADDERS)?.try_into().map_err(failed(map::LADDERS, "opened"))?,
+            inside: Map::HashMap(open(pins, map::INSIDE)?)
+                .try_into()
+                .map_err(failed(map::INSIDE, "opened"))?,
             instance: pins.instance,
             written: [None, None],
         })
@@ -189,6 +193,17 @@ impl PolicyMaps {
                 .set(slot * MAX_LADDERS + index, ladder, 0)
                 .map_err(failed(map::LADDERS, "written"))?;
         }
+        for ifindex in plan.remove_inside {
+            match self.inside.remove(&InsideKey { slot, ifindex }) {
+                Err(MapError::KeyNotFound) | Ok(()) => {}
+                Err(error) => return Err(failed(map::INSIDE, "written")(error)),
+            }
+        }
+        for ifindex in plan.put_inside {
+            self.inside
+                .insert(InsideKey { slot, ifindex }, 1, 0)
+                .map_err(failed(map::INSIDE, "written"))?;
+        }
         self.write_port_bits(slot, wanted)
     }
 
@@ -222,8 +237,18 @@ impl PolicyMaps {
         Ok(ports)
     }
 
+    fn read_inside(&self, slot: u32) -> Result<BTreeSet<u32>, KernelError> {
+        let keys = self.inside.keys().map(|key| key.map_err(failed(map::INSIDE, "read")));
+        keys.filter_map(|key| key.map(|key| (key.slot == slot).then_some(key.ifindex)).transpose())
+            .collect()
+    }
+
     fn read_slot(&self, slot: u32) -> Result<Tables, KernelError> {
-        let mut tables = Tables { ports: self.read_ports(slot)?, ..Tables::default() };
+        let mut tables = Tables {
+            ports: self.read_ports(slot)?,
+            inside: self.read_inside(slot)?,
+            ..Tables::default()
+        };
         for entry in &self.sources {
             let (key, value) = entry.map_err(failed(map::SOURCES, "read"))?;
             let (bits, key) = (key.prefix_len(), key.data());
@@ -250,6 +275,7 @@ fn check_room(wanted: &Tables) -> Result<(), KernelError> {
     let rooms = [
         ("guarded ports", wanted.ports.len(), MAX_GUARDED_PORTS as usize),
         ("combinations of rules", wanted.ladders.len(), MAX_LADDERS as usize),
+        ("local bridges and containers' interfaces", wanted.inside.len(), MAX_INSIDE as usize),
         ("prefixes", wanted.sources.len(), (MAX_SOURCES / POLICY_SLOTS) as usize),
     ];
     for (what, needed, room) in rooms {

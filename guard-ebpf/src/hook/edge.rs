@@ -1,0 +1,44 @@
+//! TCX egress (clsact below 6.6) on local bridges and containers' devices: the last point that sees a forwarded packet, behind NAT.
+
+use aya_ebpf::{bindings::TC_ACT_SHOT, macros::classifier, programs::TcContext};
+use guard_common::{
+    packet::Packet,
+    parse,
+    verdict::{self, Decision, Hook},
+};
+
+use crate::{
+    hook::tcx::NEXT,
+    maps::InForce,
+    reader::SkbReader,
+    report::{self, Arrival},
+};
+
+#[classifier]
+fn guard_edge(ctx: TcContext) -> i32 {
+    let Some(policy) = InForce::now() else {
+        return NEXT;
+    };
+    let skb = SkbReader::new(ctx.skb.skb);
+    let is_test_run = report::is_test_run(skb.ifindex());
+    let came_in_by = skb.ingress_ifindex();
+    // What this host sends itself came in by nothing. A test run can't say by what.
+    if came_in_by == 0 && !is_test_run {
+        return NEXT;
+    }
+    let mut packet = Packet::EMPTY;
+    let outcome = parse::network(&skb, skb.ether_type(), 0, &mut packet);
+    let decision = verdict::at_edge(outcome, &packet, &policy);
+    // Last, since most packets are to no guarded port.
+    if matches!(decision, Decision::NotOurs) || policy.is_inside(came_in_by) {
+        return NEXT;
+    }
+    let arrival = Arrival {
+        hook: Hook::Edge,
+        ifindex: skb.ifindex(),
+        packets: skb.wire_packets(),
+        bytes: u64::from(skb.bytes_from_network_header()),
+        is_test_run,
+    };
+    if report::report(decision, &packet, &arrival) { TC_ACT_SHOT } else { NEXT }
+}
