@@ -183,11 +183,7 @@ pub fn at_edge<P: Rules>(outcome: Outcome, packet: &Packet, policy: &P) -> Decis
         Outcome::Undecidable(known) => (Reason::Undecidable, known),
         Outcome::Malformed(known) => (Reason::Malformed, known),
     };
-    if may_be_guarded(known, packet, policy) {
-        stopped(reason, policy)
-    } else {
-        Decision::NotOurs
-    }
+    if may_be_guarded(known, packet, policy) { stopped(reason, policy) } else { Decision::NotOurs }
 }
 
 /// Judges a packet at a socket whose own local port is `socket_port`.

@@ -9,9 +9,10 @@ use aya_ebpf::{
 use guard_common::{
     abi::{
         Budget, Counter, EVENT_RING_BYTES, EventCounter, Explained, FLAG_BACKSTOP, FLAG_FORWARDED,
-        FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, InsideKey, Ladder, MAX_GUARDED_PORTS, MAX_INSIDE, MAX_LADDERS, MAX_SOURCES,
-        MAX_TALLIES, NO_END, POLICY_SLOTS, PORT_WORDS, PolicyHeader, PortIndex, PortKey, PortValue,
-        Ruling, SourceKey, SourceValue, Tally, TallyKey, counter_slots, port_word,
+        FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, InsideKey, Ladder, MAX_GUARDED_PORTS, MAX_INSIDE,
+        MAX_LADDERS, MAX_SOURCES, MAX_TALLIES, NO_END, POLICY_SLOTS, PORT_WORDS, PolicyHeader,
+        PortIndex, PortKey, PortValue, Ruling, SourceKey, SourceValue, Tally, TallyKey,
+        counter_slots, port_word,
     },
     packet::{AddressBytes, Family, Protocol},
     rules::Rules,

@@ -355,7 +355,8 @@ impl Control for Engine {
             coverage::report(&self.pins, &self.settings.config, &facts, &links::ours(&self.pins)?)?;
         for interface in interfaces {
             let Some(way) = &interface.hook else { continue };
-            let hook = [Hook::Xdp, Hook::Edge].into_iter().find(|hook| way.starts_with(hook.name()));
+            let hook =
+                [Hook::Xdp, Hook::Edge].into_iter().find(|hook| way.starts_with(hook.name()));
             let hook = hook.unwrap_or(Hook::Tcx);
             let destination = facts
                 .own_address(source, interface.index)

@@ -213,6 +213,35 @@ impl Lab {
         container
     }
 
+    /// Another container, alone behind a bridge of this name: `.2` and `::2` of a /24 and a /64 that begin so.
+    #[must_use]
+    #[track_caller]
+    pub fn add_guest(&self, bridge: &str, v4: &str, v6: &str) -> Machine {
+        let guest = Machine::new(netns(&self.name, bridge));
+        self.add_machine(&guest);
+        command::ip(&format!(
+            "link add eth0 netns {} type veth peer name {bridge}p0 netns {}",
+            guest.netns(),
+            self.server.netns()
+        ));
+        self.server.ip(&format!(
+            "link add {bridge} type bridge forward_delay 0 mcast_snooping 0\n\
+             address add {v4}.1/24 dev {bridge}\n\
+             address add {v6}:1/64 dev {bridge} nodad\n\
+             link set {bridge}p0 master {bridge}\n\
+             link set {bridge}p0 up\n\
+             link set {bridge} up\n"
+        ));
+        guest.ip(&format!(
+            "address add {v4}.2/24 dev eth0\n\
+             address add {v6}:2/64 dev eth0 nodad\n\
+             link set eth0 up\n\
+             route add default via {v4}.1\n\
+             route add default via {v6}:1\n"
+        ));
+        guest
+    }
+
     /// Lets the server forward packets between its links.
     #[track_caller]
     pub fn let_server_forward(&self) {

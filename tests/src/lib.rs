@@ -21,6 +21,7 @@ pub mod listener;
 pub mod lock;
 pub mod machine;
 pub mod product;
+pub mod tap;
 pub mod wait;
 pub mod wire;
 

@@ -1,8 +1,8 @@
 //! Lets aya copy the records to and from maps.
 
 use super::{
-    Budget, Counter, Event, Explained, InsideKey, Ladder, PolicyHeader, PortKey, PortValue, SourceKey,
-    SourceValue, Step, Tally, TallyKey,
+    Budget, Counter, Event, Explained, InsideKey, Ladder, PolicyHeader, PortKey, PortValue,
+    SourceKey, SourceValue, Step, Tally, TallyKey,
 };
 
 macro_rules! pod {

@@ -532,7 +532,7 @@ fn a_later_ipv6_fragment_says_nothing_of_headers_that_the_first_holds() {
     for kind in [HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, DESTINATION_OPTIONS] {
         // What stands here looks like such a header, and is the middle of something.
         let chain = [fragment(kind, false, 185), options(58, 0), tcp()].concat();
-        assert_later_fragment_of_headers( read6(&ipv6(FRAGMENT, &chain)), WHOLE6);
+        assert_later_fragment_of_headers(read6(&ipv6(FRAGMENT, &chain)), WHOLE6);
     }
 }
 

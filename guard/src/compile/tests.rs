@@ -168,6 +168,7 @@ fn guests_are_this_hosts_without_being_let_in() {
         rules: vec![typed(1, Action::Allow, "172.17.0.2/32", NO_END)],
         local: vec![net("172.17.0.1/32")],
         guests: vec![net("172.17.0.0/16")],
+        ..Input::default()
     };
     let tables = compile(&input).unwrap();
     for (address, wanted) in [
@@ -305,7 +306,7 @@ fn any_input() -> impl Strategy<Value = Input> {
             for (number, rule) in (1..).zip(&mut rules) {
                 rule.id = RuleId::command(number);
             }
-            Input { ports, rules, local, guests }
+            Input { ports, rules, local, guests, ..Input::default() }
         })
 }
 

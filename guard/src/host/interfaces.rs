@@ -77,6 +77,7 @@ pub enum Class {
 }
 
 /// An interface and what it is.
+#[expect(clippy::struct_excessive_bools, reason = "independent facts")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
     pub index: u32,

@@ -401,7 +401,9 @@ fn reason(way: Way, error: &io::Error) -> String {
             "another XDP program is attached there, and guard never evicts one".to_owned()
         }
         (Some(libc::EOPNOTSUPP), Way::XdpNative) => "the driver has no native XDP".to_owned(),
-        (Some(libc::EINVAL), Way::Tcx | Way::EdgeTcx) => "this kernel has no TCX (6.6 or newer)".to_owned(),
+        (Some(libc::EINVAL), Way::Tcx | Way::EdgeTcx) => {
+            "this kernel has no TCX (6.6 or newer)".to_owned()
+        }
         (Some(libc::ERANGE), Way::XdpNative) => {
             "the MTU is too large for this driver's XDP".to_owned()
         }

@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key};
 use guard_common::{
     abi::{
-        ABI_VERSION, InsideKey, Ladder, MAX_GUARDED_PORTS, MAX_INSIDE, MAX_LADDERS, MAX_SOURCES, POLICY_SLOTS, PORT_WORDS,
-        PolicyHeader, PortIndex, PortKey, PortValue, SourceKey, SourceValue, map, port_word,
+        ABI_VERSION, InsideKey, Ladder, MAX_GUARDED_PORTS, MAX_INSIDE, MAX_LADDERS, MAX_SOURCES,
+        POLICY_SLOTS, PORT_WORDS, PolicyHeader, PortIndex, PortKey, PortValue, SourceKey,
+        SourceValue, map, port_word,
     },
     packet::Protocol,
 };

@@ -382,6 +382,40 @@ fn own_host_address_on_a_container_veth_does_not_count_as_a_route() {
 }
 
 #[test]
+fn tap_with_host_routes_leads_to_a_virtual_machine() {
+    Host::new()
+        .tap("tap0")
+        .route("tap0", "192.168.127.9/32")
+        .is(&[("tap0", "Container")])
+        .has_local(&["192.168.127.9/32"]);
+}
+
+#[test]
+fn guests_are_reached_last_through_bridges_and_devices_of_their_own() {
+    let host = Host::new()
+        .nic("eth0")
+        .default_route("eth0")
+        .kind("docker0", "bridge")
+        .address("docker0", "172.17.0.1/16")
+        .veth("veth1", 2)
+        .port_of("veth1", "docker0")
+        .above("docker0.7", "vlan", "docker0")
+        .veth("cali12ab", 3)
+        .route("cali12ab", "10.244.9.65/32")
+        .kind("vrf1", "vrf")
+        .veth("cali34cd", 4)
+        .route("cali34cd", "10.244.9.66/32")
+        .port_of("cali34cd", "vrf1");
+    let interfaces = classify(&host.0);
+    let named = |choose: fn(&Interface) -> bool| -> Vec<&str> {
+        interfaces.iter().filter(|one| choose(one)).map(|one| one.name.as_str()).collect()
+    };
+    assert_eq!(named(Interface::is_edge), ["docker0", "cali12ab", "cali34cd"]);
+    // A bridge's port hands what it receives to the bridge; a VLAN on it hands on by itself.
+    assert_eq!(named(Interface::is_inside), ["docker0", "docker0.7", "cali12ab", "cali34cd"]);
+}
+
+#[test]
 fn flannel_node_has_a_tunnel_and_a_local_bridge() {
     Host::new()
         .nic("eth0")
