@@ -6,8 +6,10 @@
 //! a [`reader::Reader`] over the hook's packet → [`parse`] → [`packet::Packet`] →
 //! [`verdict`] (asking [`rules::Rules`]) → a [`verdict::Decision`].
 //!
+//! [`reset`] turns a packet that is rejected into its answer.
+//!
 //! Who may import whom, an arrow for "imports": `verdict` → `rules` → `abi` → `packet`; `parse` → `reader`,
-//! `packet`. Of `verdict`, `abi` knows only the numbers that packets are counted by.
+//! `packet`; `reset` → `parse`, `reader`. Of `verdict`, `abi` knows only the numbers that packets are counted by.
 //!
 //! # The verifier
 //!
@@ -32,5 +34,6 @@ pub mod model;
 pub mod packet;
 pub mod parse;
 pub mod reader;
+pub mod reset;
 pub mod rules;
 pub mod verdict;

@@ -1,4 +1,4 @@
-//! How the parser reads a packet, whatever holds it.
+//! How a packet is read and written, whatever holds it.
 
 /// "Give me `N` bytes at this offset, or nothing."
 ///
@@ -16,4 +16,10 @@ impl Reader for [u8] {
         let end = offset.checked_add(N)?;
         self.get(offset..end)?.try_into().ok()
     }
+}
+
+/// How a packet is written to, where it may be.
+pub trait Writer {
+    /// Writes over the bytes at `offset`, which counts as for [`Reader`]; `None` when the packet ends before them.
+    fn write<const N: usize>(&self, offset: usize, bytes: &[u8; N]) -> Option<()>;
 }

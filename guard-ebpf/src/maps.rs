@@ -9,10 +9,10 @@ use aya_ebpf::{
 use guard_common::{
     abi::{
         Budget, Counter, EVENT_RING_BYTES, EventCounter, Explained, FLAG_BACKSTOP, FLAG_FORWARDED,
-        FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, InsideKey, Ladder, MAX_GUARDED_PORTS, MAX_INSIDE,
-        MAX_LADDERS, MAX_SOURCES, MAX_TALLIES, NO_END, POLICY_SLOTS, PORT_WORDS, PolicyHeader,
-        PortIndex, PortKey, PortValue, Ruling, SourceKey, SourceValue, Tally, TallyKey,
-        counter_slots, port_word,
+        FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, FLAG_REJECT, InsideKey, Ladder, MAX_GUARDED_PORTS,
+        MAX_INSIDE, MAX_LADDERS, MAX_SOURCES, MAX_TALLIES, NO_END, POLICY_SLOTS, PORT_WORDS,
+        PolicyHeader, PortIndex, PortKey, PortValue, Ruling, SourceKey, SourceValue, Tally,
+        TallyKey, budget, counter_slots, port_word,
     },
     packet::{AddressBytes, Family, Protocol},
     rules::Rules,
@@ -41,7 +41,7 @@ pub static EVENT_COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Even
 #[map]
 pub static TALLIES: LruHashMap<TallyKey, Tally> = LruHashMap::with_max_entries(MAX_TALLIES, 0);
 #[map]
-pub static BUDGET: PerCpuArray<Budget> = PerCpuArray::with_max_entries(1, 0);
+pub static BUDGET: PerCpuArray<Budget> = PerCpuArray::with_max_entries(budget::COUNT, 0);
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(EVENT_RING_BYTES, 0);
 #[map]
@@ -68,6 +68,12 @@ impl InForce {
         let slot = ACTIVE.get(0)?.checked_sub(1)?;
         let header = POLICY.get(slot)?;
         Some(Self { slot, header })
+    }
+
+    /// Whether dropped TCP packets are answered.
+    #[inline(always)]
+    pub fn rejects(&self) -> bool {
+        self.header.has(FLAG_REJECT)
     }
 
     /// Whether only guests of this host send over an interface.

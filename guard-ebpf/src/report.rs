@@ -4,7 +4,7 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use guard_common::{
     abi::{
         EVENT_INTERVAL_NS, Event, EventCounter, Explained, LOOPBACK_IFINDEX, REPEAT_WINDOW_NS,
-        Tally, TallyKey, counter_index,
+        Tally, TallyKey, budget, counter_index,
     },
     packet::Packet,
     verdict::{Decision, Hook, Reason, Verdict},
@@ -118,7 +118,7 @@ fn attempt(verdict: Verdict, reason: Reason, packet: &Packet, arrival: &Arrival)
     }
 
     let is_due = now_ns.wrapping_sub(tally.reported_ns.load()) >= EVENT_INTERVAL_NS;
-    if is_due && within_budget(now_ns) {
+    if is_due && within_budget(budget::EVENTS, now_ns) {
         let held_packets = not_below_zero(tally.pending_packets.load());
         let held_bytes = not_below_zero(tally.pending_bytes.load());
         let event = Event {
@@ -164,10 +164,11 @@ fn find_or_make(key: &TallyKey, now_ns: u64) -> Option<*mut Tally> {
     TALLIES.get_ptr_mut(key)
 }
 
+/// Takes one from a budget of this CPU's.
 #[inline(always)]
-fn within_budget(now_ns: u64) -> bool {
-    BUDGET.get_ptr_mut(0).is_some_and(|budget| {
-        // SAFETY: the entry is this CPU's own; where programs of two hooks interleave, an event more or less is reported.
+pub fn within_budget(which: u32, now_ns: u64) -> bool {
+    BUDGET.get_ptr_mut(which).is_some_and(|budget| {
+        // SAFETY: the entry is this CPU's own; where programs of two hooks interleave, one more or less is taken.
         unsafe { (*budget).take(now_ns) }
     })
 }

@@ -204,6 +204,10 @@ pub struct RunArgs {
     #[arg(long)]
     pub observe: bool,
 
+    /// Answer dropped TCP packets with a reset instead of silence
+    #[arg(long)]
+    pub reject: bool,
+
     /// Confirm what would otherwise be refused, such as cutting the session this is typed over
     #[arg(long)]
     pub yes: bool,
@@ -276,7 +280,7 @@ mod tests {
     fn a_full_line_of_each_kind_is_understood() {
         for line in [
             "guard run",
-            "guard run --port 11434 --port udp/53 --allow lan --interface eth* --attach tcx --observe --yes",
+            "guard run --port 11434 --port udp/53 --allow lan --interface eth* --attach tcx --observe --reject --yes",
             "guard allow 192.0.2.7 2001:db8::/32 --port 11434 --for 2h --comment office --yes",
             "guard deny 192.0.2.7",
             "guard remove 7 192.0.2.7",

@@ -46,6 +46,8 @@ pub struct Config {
     /// What happens to packets that this host merely forwards.
     pub forwarded: Forwarded,
     pub local: LocalSources,
+    /// Dropped TCP packets are answered with a reset.
+    pub reject: bool,
     /// The file's rules, one for each source: `f1`, `f2`, … in their order.
     pub rules: Vec<Rule>,
     pub paths: Paths,
@@ -131,6 +133,7 @@ impl Default for Config {
             attach: AttachPolicy::default(),
             forwarded: Forwarded::default(),
             local: LocalSources::default(),
+            reject: false,
             rules: Vec::new(),
             paths: Paths::default(),
         }

@@ -15,7 +15,7 @@ use std::{
 };
 
 use guard_common::{
-    abi::{FLAG_BACKSTOP, FLAG_FORWARDED, FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, NO_END},
+    abi::{FLAG_BACKSTOP, FLAG_FORWARDED, FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, FLAG_REJECT, NO_END},
     packet::Protocol,
     verdict::Hook,
 };
@@ -211,6 +211,7 @@ impl Engine {
             (self.backstop_is_whole(settings)?, FLAG_BACKSTOP),
             (guards(Protocol::Tcp), FLAG_GUARDS_TCP),
             (guards(Protocol::Udp), FLAG_GUARDS_UDP),
+            (settings.config.reject, FLAG_REJECT),
         ];
         for (holds, flag) in parts {
             if holds {

@@ -6,7 +6,7 @@ use crate::{
     control::{Enforcement, Mode, RuleView, Status},
     host::sockets::{Listener, Peer, Process},
     output::{
-        backstop, ends, interface, scope,
+        backstop, ends, interfaces, scope,
         text::{Page, View, bounded, columns, count, count_of, escaped, is_or_are, list, ports},
     },
     rule::Action,
@@ -53,7 +53,7 @@ pub fn render(startup: &Startup, view: &View) -> String {
     if status.missing.len() > MOST {
         page.line("missing: and more (guard status)");
     }
-    let mut places = bounded(&status.interfaces, MOST, interface);
+    let mut places = bounded(&interfaces(&status.interfaces), MOST, Clone::clone);
     places.push(vec!["backstop".to_owned(), backstop(&status.backstop)]);
     page.block(&columns(&places));
     exposed(startup, observes, view, &mut page);

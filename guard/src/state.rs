@@ -57,6 +57,8 @@ pub struct RunFlags {
     pub interfaces: Vec<String>,
     pub attach: Option<String>,
     pub observe: bool,
+    #[serde(default)]
+    pub reject: bool,
 }
 
 impl Default for State {
@@ -323,6 +325,7 @@ mod tests {
                 interfaces: vec!["eth*".to_owned()],
                 attach: Some("native".to_owned()),
                 observe: true,
+                reject: true,
             },
         }
     }

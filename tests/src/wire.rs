@@ -1,6 +1,7 @@
 //! Packets no ordinary socket would send: made by hand, and put on the wire as they are.
 
 use std::{
+    cell::Cell,
     io,
     mem::size_of,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -9,7 +10,7 @@ use std::{
 
 use etherparse::{
     IpFragOffset, IpHeaders, Ipv4Header, Ipv6FragmentHeader, Ipv6Header, PacketBuilder,
-    PacketBuilderStep, ip_number,
+    PacketBuilderStep, SlicedPacket, TransportSlice, ip_number,
 };
 use rustix::{
     fd::AsFd,
@@ -39,7 +40,7 @@ impl Wire {
     #[must_use]
     #[track_caller]
     pub fn open(machine: &Machine, interface: &str, from: Mac, to: Mac) -> Self {
-        let socket = machine.inside(|| packet_socket(interface));
+        let socket = machine.inside(|| packet_socket(interface, 0));
         let socket = socket.unwrap_or_else(|error| {
             panic!("{interface} of {} can't be opened: {error}", machine.netns())
         });
@@ -77,13 +78,60 @@ impl Wire {
     }
 }
 
-/// A socket that sends whole frames by one interface, and receives nothing.
-fn packet_socket(interface: &str) -> io::Result<OwnedFd> {
+/// The resets from one port that come in by an interface, from when it was opened on.
+#[derive(Debug)]
+pub struct Ears {
+    socket: OwnedFd,
+    port: u16,
+    heard: Cell<usize>,
+}
+
+impl Ears {
+    /// Opens this interface of a machine.
+    #[must_use]
+    #[track_caller]
+    pub fn open(machine: &Machine, interface: &str, port: u16) -> Self {
+        let socket = machine.inside(|| {
+            let socket = packet_socket(interface, libc::ETH_P_ALL)?;
+            rustix::io::ioctl_fionbio(&socket, true)?;
+            Ok::<_, io::Error>(socket)
+        });
+        let socket = socket.unwrap_or_else(|error| {
+            panic!("{interface} of {} can't be listened to: {error}", machine.netns())
+        });
+        Self { socket, port, heard: Cell::new(0) }
+    }
+
+    /// How many TCP resets have come so far.
+    #[must_use]
+    #[track_caller]
+    pub fn resets(&self) -> usize {
+        let mut frame = [0; 2048];
+        loop {
+            match rustix::io::read(&self.socket, &mut frame) {
+                Ok(length) => self
+                    .heard
+                    .set(self.heard.get() + usize::from(is_reset(&frame[..length], self.port))),
+                Err(rustix::io::Errno::WOULDBLOCK) => return self.heard.get(),
+                Err(error) => panic!("what comes in can't be read: {error}"),
+            }
+        }
+    }
+}
+
+fn is_reset(frame: &[u8], port: u16) -> bool {
+    SlicedPacket::from_ethernet(frame)
+        .is_ok_and(|packet| matches!(packet.transport, Some(TransportSlice::Tcp(tcp)) if tcp.rst() && tcp.source_port() == port))
+}
+
+/// A socket for whole frames by one interface; with a protocol of zero it receives nothing.
+fn packet_socket(interface: &str, protocol: libc::c_int) -> io::Result<OwnedFd> {
+    let protocol = u16::try_from(protocol).map_err(io::Error::other)?.to_be();
     let socket = rustix::net::socket(AddressFamily::PACKET, SocketType::RAW, None)?;
     let index = netdevice::name_to_index(socket.as_fd(), interface)?;
     let address = libc::sockaddr_ll {
         sll_family: libc::AF_PACKET.cast_unsigned().try_into().map_err(io::Error::other)?,
-        sll_protocol: 0,
+        sll_protocol: protocol,
         sll_ifindex: index.try_into().map_err(io::Error::other)?,
         sll_hatype: 0,
         sll_pkttype: 0,
@@ -119,6 +167,16 @@ fn syn_with_data(from: SocketAddr, to: SocketAddr, data: &[u8]) -> Vec<u8> {
     let packet = ip(from.ip(), to.ip()).tcp(from.port(), to.port(), 1, 1024).syn();
     let mut bytes = Vec::new();
     packet.write(&mut bytes, data).unwrap_or_else(|error| panic!("no SYN can be made: {error}"));
+    bytes
+}
+
+/// A TCP packet that ends a connection.
+#[must_use]
+#[track_caller]
+pub fn reset(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+    let packet = ip(from.ip(), to.ip()).tcp(from.port(), to.port(), 1, 0).rst();
+    let mut bytes = Vec::new();
+    packet.write(&mut bytes, &[]).unwrap_or_else(|error| panic!("no reset can be made: {error}"));
     bytes
 }
 

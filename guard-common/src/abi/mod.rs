@@ -20,13 +20,13 @@ mod stats;
 pub use event::{EVENT_RING_BYTES, Event, Explained};
 pub use key::{InsideKey, PortKey, SourceKey};
 pub use policy::{
-    FLAG_BACKSTOP, FLAG_FORWARDED, FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, Ladder, MAX_GUARDED_PORTS,
-    MAX_INSIDE, MAX_LADDERS, MAX_SOURCES, NO_END, PolicyHeader, PortIndex, PortValue, Ruling,
-    SOURCE_LOCAL, STEPS, SourceValue, Step,
+    FLAG_BACKSTOP, FLAG_FORWARDED, FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, FLAG_REJECT, Ladder,
+    MAX_GUARDED_PORTS, MAX_INSIDE, MAX_LADDERS, MAX_SOURCES, NO_END, PolicyHeader, PortIndex,
+    PortValue, Ruling, SOURCE_LOCAL, STEPS, SourceValue, Step,
 };
 pub use stats::{
     Budget, Counter, EVENT_BURST, EVENT_INTERVAL_NS, EVENTS_PER_SECOND, EventCounter, MAX_TALLIES,
-    REPEAT_WINDOW_NS, Tally, TallyKey, counter_index, counter_slots,
+    REPEAT_WINDOW_NS, Tally, TallyKey, budget, counter_index, counter_slots,
 };
 
 /// The number of this layout of records and maps; names the pin directory (`v1`).
@@ -72,7 +72,7 @@ pub mod map {
     pub const EVENT_COUNTERS: &str = "EVENT_COUNTERS";
     /// `LruHashMap<TallyKey, Tally>`: attempts by source.
     pub const TALLIES: &str = "TALLIES";
-    /// `PerCpuArray<Budget>` of one: how many events this CPU may still report.
+    /// `PerCpuArray<Budget>`: how many events this CPU may still report, and how many resets send, see `budget`.
     pub const BUDGET: &str = "BUDGET";
     /// `RingBuf` of `Event`.
     pub const EVENTS: &str = "EVENTS";

@@ -23,6 +23,8 @@ pub const FLAG_BACKSTOP: u32 = 1 << 1;
 pub const FLAG_GUARDS_TCP: u32 = 1 << 2;
 /// Some UDP port is guarded.
 pub const FLAG_GUARDS_UDP: u32 = 1 << 3;
+/// Dropped TCP packets are answered with a reset, where the NIC's hooks can.
+pub const FLAG_REJECT: u32 = 1 << 4;
 
 /// What holds for a whole policy. 56 bytes. Generation 0 means "not configured".
 #[repr(C)]
@@ -210,6 +212,7 @@ mod tests {
     #[test]
     fn numbers_are_pinned() {
         assert_eq!([FLAG_FORWARDED, FLAG_BACKSTOP, FLAG_GUARDS_TCP, FLAG_GUARDS_UDP], [1, 2, 4, 8]);
+        assert_eq!(FLAG_REJECT, 16);
         assert_eq!(SOURCE_LOCAL, 1);
         let rulings = [Ruling::NoRule, Ruling::Allow, Ruling::Deny, Ruling::Local];
         assert_eq!(rulings.map(|ruling| ruling as u32), [0, 1, 2, 3]);

@@ -122,10 +122,20 @@ pub const REPEAT_WINDOW_NS: u64 = 2_000_000_000;
 
 /// A source is reported at most once in this time.
 pub const EVENT_INTERVAL_NS: u64 = 1_000_000_000;
-/// Events a CPU may report in a second.
+/// Events a CPU may report, and resets it may send, in a second.
 pub const EVENTS_PER_SECOND: u64 = 1_000;
-/// Events a CPU may report at once.
+/// As many at once.
 pub const EVENT_BURST: u64 = 512;
+
+/// Index into `BUDGET`. Both are filled at the same rate.
+pub mod budget {
+    /// For events.
+    pub const EVENTS: u32 = 0;
+    /// For resets that answer rejected packets.
+    pub const RESETS: u32 = 1;
+
+    pub const COUNT: u32 = 2;
+}
 
 /// Value of `BUDGET`: a token bucket. 16 bytes.
 #[repr(C)]

@@ -2,5 +2,6 @@
 
 mod cgroup;
 mod edge;
+mod reject;
 mod tcx;
 mod xdp;

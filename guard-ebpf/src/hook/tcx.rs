@@ -8,6 +8,7 @@ use guard_common::{
     verdict::{self, Hook},
 };
 
+use super::reject;
 use crate::{
     maps::InForce,
     reader::SkbReader,
@@ -33,5 +34,9 @@ fn guard_tcx(ctx: TcContext) -> i32 {
         bytes: u64::from(skb.bytes_from_network_header()),
         is_test_run: report::is_test_run(skb.ifindex()),
     };
-    if report::report(decision, &packet, &arrival) { TC_ACT_SHOT } else { NEXT }
+    if report::report(decision, &packet, &arrival) {
+        reject::skb(&skb, decision).unwrap_or(TC_ACT_SHOT)
+    } else {
+        NEXT
+    }
 }

@@ -7,6 +7,7 @@ use guard_common::{
     verdict::{self, Hook},
 };
 
+use super::reject;
 use crate::{
     maps::InForce,
     reader::FrameReader,
@@ -30,7 +31,7 @@ fn guard_xdp(ctx: XdpContext) -> u32 {
         is_test_run: report::is_test_run(ctx.ingress_ifindex() as u32),
     };
     if report::report(decision, &packet, &arrival) {
-        xdp_action::XDP_DROP
+        reject::frame(&ctx, decision)
     } else {
         xdp_action::XDP_PASS
     }

@@ -1,10 +1,15 @@
 //! The packet of a TCX or cgroup program, through the helper that also reads what is not linear.
 
 use aya_ebpf::{
-    bindings::{__sk_buff, bpf_hdr_start_off::BPF_HDR_START_NET},
-    helpers::generated::bpf_skb_load_bytes_relative,
+    bindings::{__sk_buff, BPF_F_RECOMPUTE_CSUM, bpf_hdr_start_off::BPF_HDR_START_NET},
+    helpers::generated::{
+        bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_load_bytes_relative, bpf_skb_store_bytes,
+    },
 };
-use guard_common::reader::Reader;
+use guard_common::{
+    parse::ETHERNET_BYTES,
+    reader::{Reader, Writer},
+};
 
 /// An skb, read from its network header on.
 pub struct SkbReader {
@@ -49,14 +54,34 @@ impl SkbReader {
     /// Length without the link header, which `len` holds at TC where there is one.
     #[inline(always)]
     pub fn bytes_from_network_header(&self) -> u32 {
-        const ETHERNET_BYTES: u32 = guard_common::parse::ETHERNET_BYTES as u32;
-        self.len().saturating_sub(ETHERNET_BYTES)
+        self.len().saturating_sub(ETHERNET_BYTES as u32)
     }
 
     /// Packets this one was on the wire.
     #[inline(always)]
     pub fn wire_packets(&self) -> u64 {
         u64::from(self.field(|skb| skb.gso_segs).max(1))
+    }
+
+    /// It came to an address of this host's own device, not to many (`PACKET_HOST` of `include/uapi/linux/if_packet.h`).
+    #[inline(always)]
+    pub fn is_for_this_host(&self) -> bool {
+        const PACKET_HOST: u32 = 0;
+        self.field(|skb| skb.pkt_type) == PACKET_HOST
+    }
+
+    /// The packet from its start at TC on. `None` where its network header stands neither there nor behind an Ethernet header.
+    #[inline(always)]
+    pub fn from_start(&self) -> Option<SkbFromStart> {
+        // No helper says where it stands, so its first bytes are looked for.
+        let first = u64::from_ne_bytes(self.read(0)?);
+        for network_offset in [ETHERNET_BYTES, 0] {
+            let packet = SkbFromStart { skb: self.skb, network_offset };
+            if packet.read(network_offset).map(u64::from_ne_bytes) == Some(first) {
+                return Some(packet);
+            }
+        }
+        None
     }
 
     /// What a test run wrote to `cb[0]`; zero on a real packet.
@@ -81,5 +106,55 @@ impl Reader for SkbReader {
             )
         };
         (result == 0).then_some(bytes)
+    }
+}
+
+/// An skb at TC, read and written from its start on: the link header's where there is one.
+pub struct SkbFromStart {
+    skb: *mut __sk_buff,
+    network_offset: usize,
+}
+
+impl SkbFromStart {
+    #[inline(always)]
+    pub fn network_offset(&self) -> usize {
+        self.network_offset
+    }
+
+    /// Ends the packet there.
+    #[inline(always)]
+    pub fn cut_to(&self, end: usize) -> Option<()> {
+        // SAFETY: the helper checks the length itself.
+        let result = unsafe { bpf_skb_change_tail(self.skb.cast(), end as u32, 0) };
+        (result == 0).then_some(())
+    }
+}
+
+impl Reader for SkbFromStart {
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let mut bytes = [0; N];
+        // SAFETY: the helper writes at most `N` bytes, and fails where the packet ends before them.
+        let result = unsafe {
+            bpf_skb_load_bytes(self.skb.cast(), offset as u32, bytes.as_mut_ptr().cast(), N as u32)
+        };
+        (result == 0).then_some(bytes)
+    }
+}
+
+impl Writer for SkbFromStart {
+    #[inline(always)]
+    fn write<const N: usize>(&self, offset: usize, bytes: &[u8; N]) -> Option<()> {
+        // SAFETY: the helper reads `N` bytes, and checks the packet's end itself.
+        let result = unsafe {
+            bpf_skb_store_bytes(
+                self.skb.cast(),
+                offset as u32,
+                bytes.as_ptr().cast(),
+                N as u32,
+                u64::from(BPF_F_RECOMPUTE_CSUM),
+            )
+        };
+        (result == 0).then_some(())
     }
 }

@@ -1,7 +1,7 @@
 //! The frame of an XDP program, through packet pointers.
 
 use aya_ebpf::programs::XdpContext;
-use guard_common::reader::Reader;
+use guard_common::reader::{Reader, Writer};
 
 /// The linear part of a frame. Headers that reach past it, into a multi-buffer frame's fragments, read as cut short.
 pub struct FrameReader {
@@ -31,5 +31,17 @@ impl Reader for FrameReader {
         }
         // SAFETY: `N` bytes from here lie before the packet's end, as the verifier has seen just above.
         Some(unsafe { ((self.start + offset) as *const [u8; N]).read_unaligned() })
+    }
+}
+
+impl Writer for FrameReader {
+    #[inline(always)]
+    fn write<const N: usize>(&self, offset: usize, bytes: &[u8; N]) -> Option<()> {
+        if self.start + offset + N > self.end {
+            return None;
+        }
+        // SAFETY: as for `read`; the frame is the program's own while it runs.
+        unsafe { ((self.start + offset) as *mut [u8; N]).write_unaligned(*bytes) };
+        Some(())
     }
 }

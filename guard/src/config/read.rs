@@ -26,13 +26,13 @@ use crate::{
 
 type Value<'a> = Spanned<DeValue<'a>>;
 
-const KEYS: [&str; 8] =
-    ["mode", "ports", "interfaces", "attach", "forwarded", "local", "rule", "paths"];
+const KEYS: [&str; 9] =
+    ["mode", "ports", "interfaces", "attach", "forwarded", "local", "reject", "rule", "paths"];
 const RULE_KEYS: [&str; 5] = ["allow", "deny", "ports", "until", "comment"];
 const PATH_KEYS: [&str; 4] = ["pins", "cgroup", "state", "socket"];
 
 /// Keys of the design that this version does not know.
-const LATER_KEYS: [&str; 6] = ["reject", "services", "events", "web", "enrich", "via"];
+const LATER_KEYS: [&str; 5] = ["services", "events", "web", "enrich", "via"];
 
 /// The longest path of a Unix socket (`sun_path` of `include/uapi/linux/un.h`, less the zero at the end).
 const MAX_SOCKET_PATH_BYTES: usize = 107;
@@ -129,6 +129,9 @@ impl Reader<'_> {
         if let Some(value) = table.get("local") {
             config.local = self.local(value).unwrap_or_default();
         }
+        if let Some(value) = table.get("reject") {
+            config.reject = self.switch("reject", value).unwrap_or_default();
+        }
         if let Some(value) = table.get("paths") {
             config.paths = self.paths(value);
         }
@@ -167,6 +170,14 @@ impl Reader<'_> {
             self.wrong_value(key, value, format!("Write {}.", names.join(" or ")));
         }
         choice.map(|(_, choice)| *choice)
+    }
+
+    fn switch(&mut self, key: &str, value: &Value<'_>) -> Option<bool> {
+        let switch = value.get_ref().as_bool();
+        if switch.is_none() {
+            self.wrong_value(key, value, "Write true or false.");
+        }
+        switch
     }
 
     fn ports(&mut self, value: &Value<'_>) -> Option<Vec<GuardedPort>> {

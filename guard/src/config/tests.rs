@@ -173,7 +173,6 @@ fn unknown_keys_are_errors() {
     let rule = "[[rule]]\nallow = \"lan\"\nfrom = 1";
     assert_error(rule, "3:1", "\"from\" is not a key of a rule", "allow, deny");
     for (text, key) in [
-        ("reject = true", "reject"),
         ("services = [\"ollama\"]", "services"),
         ("[events]\njsonl = \"/x\"", "events"),
         ("[web]\nlisten = \"127.0.0.1:9434\"", "web"),

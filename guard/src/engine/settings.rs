@@ -44,6 +44,7 @@ impl Settings {
         if flags.observe {
             config.mode = Mode::Observe;
         }
+        config.reject |= flags.reject;
         let flag_rules = (1..)
             .zip(&flags.allow)
             .map(|(place, text)| {

@@ -22,7 +22,7 @@ pub use attempts::{attempt, lagged};
 pub use changes::{added, checked, down, mode, notes, reloaded, removed};
 pub use explanation::explanation;
 pub use rules::{ends, rules, scope};
-pub use status::{backstop, interface, status};
+pub use status::{backstop, interfaces, status};
 pub use text::View;
 
 use self::text::{Page, escaped};

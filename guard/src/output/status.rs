@@ -11,7 +11,7 @@ pub fn status(status: &Status, view: &View) -> String {
     for missing in &status.missing {
         page.line(format!("{} {}", view.bad("missing:"), escaped(missing)));
     }
-    let mut facts: Vec<Vec<String>> = status.interfaces.iter().map(interface).collect();
+    let mut facts = interfaces(&status.interfaces);
     facts.push(vec!["backstop".to_owned(), backstop(&status.backstop)]);
     page.block(&columns(&facts));
     page.line(rules(status));
@@ -70,9 +70,33 @@ fn observing(status: &Status, view: &View) -> String {
     format!(": {} {} open to everyone{ends}", guarded(status), is_or_are(&status.ports))
 }
 
-/// An interface as a row: name, class, hook, note.
+/// Containers' devices that are named one by one; of more, one stands for all.
+const MOST_CONTAINERS: usize = 3;
+
+/// Each interface as a row, in order; the devices of many containers that are covered alike share one.
 #[must_use]
-pub fn interface(interface: &InterfaceStatus) -> Vec<String> {
+pub fn interfaces(all: &[InterfaceStatus]) -> Vec<Vec<String>> {
+    let is_plain = |one: &&InterfaceStatus| {
+        one.class == "container" && one.hook.is_some() && one.note.is_none()
+    };
+    let Some(first) = all.iter().find(is_plain) else {
+        return all.iter().map(interface).collect();
+    };
+    let is_alike = |one: &&InterfaceStatus| is_plain(one) && one.hook == first.hook;
+    let alike = all.iter().filter(is_alike).count();
+    if alike <= MOST_CONTAINERS {
+        return all.iter().map(interface).collect();
+    }
+    let mut rows: Vec<Vec<String>> =
+        all.iter().filter(|one| !is_alike(one)).map(interface).collect();
+    let mut shared = interface(first);
+    shared[0] = format!("{} and {} more", shared[0], alike - 1);
+    rows.push(shared);
+    rows
+}
+
+/// An interface as a row: name, class, hook, note.
+fn interface(interface: &InterfaceStatus) -> Vec<String> {
     vec![
         escaped(&interface.name),
         escaped(&interface.class),
@@ -234,6 +258,26 @@ pub(crate) mod tests {
                cgroup  drop  undecidable  1 packet       60 B\n\
              next: guard events --follow\n"
         );
+    }
+
+    #[test]
+    fn the_devices_of_many_containers_share_a_row() {
+        let container = |number: u32, note: Option<&str>| InterfaceStatus {
+            name: format!("cali{number}"),
+            index: number,
+            class: "container".into(),
+            hook: Some("edge tcx".into()),
+            note: note.map(Into::into),
+        };
+        let mut all = example().interfaces;
+        all.extend([container(10, None), container(11, None), container(12, None)]);
+        assert_eq!(interfaces(&all).len(), 5);
+        all.extend((20..60).map(|number| container(number, None)));
+        all.push(container(60, Some("a note")));
+        let rows = interfaces(&all);
+        assert_eq!(rows.len(), 4);
+        assert_eq!(rows[2][0], "cali60");
+        assert_eq!(rows[3][..3], ["cali10 and 42 more", "container", "edge tcx"]);
     }
 
     #[test]
