@@ -4,14 +4,17 @@ use std::{env, net::IpAddr};
 
 use guard_common::{abi::Ruling, packet::Protocol};
 
-use super::{Engine, Facts, Settings, coverage};
+use super::{Engine, Facts, Settings, coverage, cutting};
 use crate::{
     compile::{self, Input},
     config::{Attach, LocalSources},
     control::{Control, Failure, Status},
     host::{
         reserved_ports,
-        sockets::{self, Peer},
+        sockets::{
+            self, Peer,
+            open::{self, Search},
+        },
     },
     kernel::{attach::Attacher, load, probe, tables::PolicyMaps},
     output::text::count_of,
@@ -45,8 +48,8 @@ impl Engine {
         }
         let input = self.input(&whole, &facts)?;
         compile::compile(&input)?;
-        check_sessions(&self.newly_guarded(&settings)?, &input, yes)?;
-        let peers = peers_cut(&input);
+        check_sessions(&self.newly_guarded(&settings)?, &input, &settings, yes)?;
+        let peers = peers_cut(&input, &settings);
         let exposed = sockets::listeners(&input.ports);
 
         let loaded = load::load(&self.pins)?;
@@ -72,6 +75,8 @@ impl Engine {
         // Again, now that it is known whether there is a backstop to leave the undecidable to.
         self.change(&settings, state)?;
         self.settings = settings;
+        let cut = self.cut();
+        problems.extend(cut.problems.iter().cloned());
 
         for problem in problems {
             log::warn!("{problem}");
@@ -82,6 +87,7 @@ impl Engine {
             status,
             exposed,
             peers,
+            cut: cut.peers,
             rules: self.rules()?,
             containers: self.settings.config.local == LocalSources::HostAndContainers,
             adopted,
@@ -141,10 +147,19 @@ pub fn reserve_ports(settings: &Settings, state: &mut State) -> Option<String> {
 }
 
 /// The connections of outsiders that the policy will stop.
-fn peers_cut(input: &Input) -> Vec<Peer> {
-    let mut peers = sockets::peers(&input.ports);
-    peers.retain(|peer| is_stopped(input, peer.remote.ip(), port_of(peer)));
-    peers
+fn peers_cut(input: &Input, settings: &Settings) -> Vec<Peer> {
+    let is_stopped = |source, port| is_stopped(input, source, port);
+    let listed = cutting::planned(settings).map_err(|failure| failure.to_string());
+    let listed = listed.and_then(|elsewhere| {
+        let search = Search { ports: &input.ports, elsewhere: &elsewhere, is_stopped: &is_stopped };
+        open::outsiders(&search).map_err(|error| error.to_string())
+    });
+    listed.unwrap_or_else(|error| {
+        log::info!("open connections are looked for in /proc, in this namespace only: {error}");
+        let mut peers = sockets::peers(&input.ports);
+        peers.retain(|peer| is_stopped(peer.remote.ip(), port_of(peer)));
+        peers
+    })
 }
 
 /// Refuses to guard, without confirmation, the port of the session that asks for it, or one that outsiders are using and
@@ -152,13 +167,18 @@ fn peers_cut(input: &Input) -> Vec<Peer> {
 ///
 /// # Errors
 /// `NeedsConfirmation` for the first such port.
-pub fn check_sessions(ports: &[GuardedPort], input: &Input, yes: bool) -> Result<(), Failure> {
+pub fn check_sessions(
+    ports: &[GuardedPort],
+    input: &Input,
+    settings: &Settings,
+    yes: bool,
+) -> Result<(), Failure> {
     if yes {
         return Ok(());
     }
     let own = env::var("SSH_CONNECTION").ok().and_then(|text| own_session(&text));
     let own = own.filter(|session| is_stopped(input, session.client, session.port));
-    refuse_to_cut(ports, own, &peers_cut(input))
+    refuse_to_cut(ports, own, &peers_cut(input, settings))
 }
 
 /// A session that the command is typed over.
@@ -196,7 +216,7 @@ fn refuse_to_cut(ports: &[GuardedPort], own: Option<Session>, cut: &[Peer]) -> R
 
 /// The guarded port that a connection is to.
 fn port_of(peer: &Peer) -> GuardedPort {
-    GuardedPort { protocol: Protocol::Tcp, number: peer.local.port() }
+    GuardedPort { protocol: peer.protocol, number: peer.local.port() }
 }
 
 fn is_stopped(input: &Input, source: IpAddr, port: GuardedPort) -> bool {
@@ -220,7 +240,12 @@ mod tests {
     const SSH_OVER_UDP: GuardedPort = GuardedPort { protocol: Protocol::Udp, number: 22 };
 
     fn peer(local: &str, remote: &str) -> Peer {
-        Peer { local: local.parse().unwrap(), remote: remote.parse().unwrap(), process: None }
+        Peer {
+            protocol: Protocol::Tcp,
+            local: local.parse().unwrap(),
+            remote: remote.parse().unwrap(),
+            process: None,
+        }
     }
 
     fn refusal(

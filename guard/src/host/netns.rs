@@ -78,10 +78,7 @@ fn new(path: &Path, seen: &mut HashSet<u64>) -> Option<Namespace> {
         return None;
     }
     if seen.len() > MOST {
-        log::warn!(
-            "there are more than {MOST} network namespaces; {} is left out",
-            path.display()
-        );
+        log::warn!("there are more than {MOST} network namespaces; {} is left out", path.display());
         return None;
     }
     match Namespace::open(path) {

@@ -1,0 +1,253 @@
+//! Open connections to guarded ports, in every network namespace that can be entered, and their end.
+
+use std::{
+    collections::{HashMap, HashSet, hash_map::Entry},
+    io,
+    net::IpAddr,
+};
+
+use guard_common::packet::Protocol;
+
+use super::{
+    Peer, Process,
+    diag::{Connection, Diag, Routes},
+    owners,
+};
+use crate::{
+    host::netns::{self, Namespace},
+    rule::GuardedPort,
+};
+
+/// Connections of one namespace that are taken at a time. Those beyond have their turn next.
+const MOST_AT_ONCE: usize = 16_384;
+
+/// How often the connections of one namespace are listed: one whose handshake was under way when the policy came in force is
+/// met the second time.
+const MOST_ROUNDS: usize = 16;
+
+/// Which sockets of other network namespaces the policy holds for. In the thread's own it holds for all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Elsewhere {
+    /// None: no backstop judges there.
+    Nothing,
+    /// Those of these cgroups.
+    Cgroups(HashSet<u64>),
+    Everything,
+}
+
+impl Elsewhere {
+    fn holds_for(&self, connection: &Connection) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::Cgroups(ids) => connection.cgroup.is_some_and(|id| ids.contains(&id)),
+            Self::Everything => true,
+        }
+    }
+}
+
+/// What ending connections came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cut {
+    /// The other ends of those that were ended.
+    pub peers: Vec<Peer>,
+    /// What could not be done, in sentences: such connections are silenced, as their packets are dropped.
+    pub problems: Vec<String>,
+}
+
+/// Which connections are meant.
+#[derive(Clone, Copy)]
+pub struct Search<'a> {
+    pub ports: &'a [GuardedPort],
+    pub elsewhere: &'a Elsewhere,
+    /// Whether the policy stops what comes from this address to this port.
+    pub is_stopped: &'a (dyn Fn(IpAddr, GuardedPort) -> bool + Sync),
+}
+
+/// Those whose open connections to guarded ports the policy stops.
+///
+/// # Errors
+/// When the kernel does not list those of this namespace. What can't be listed elsewhere is logged.
+pub fn outsiders(search: &Search<'_>) -> io::Result<Vec<Peer>> {
+    let found = find(search)?;
+    let owners = owners_of(&found);
+    let connections = found.into_iter().flat_map(|place| place.connections);
+    Ok(connections.filter_map(|connection| peer(&connection, &owners)).collect())
+}
+
+/// Ends the open connections to guarded ports that the policy stops. It must be in force: nobody comes back then.
+#[must_use]
+pub fn cut(search: &Search<'_>) -> Cut {
+    let found = match find(search) {
+        Ok(found) => found,
+        Err(error) => {
+            let problem = format!(
+                "open connections could not be listed ({error}): those of outsiders get no more packets through, and are not ended"
+            );
+            return Cut { peers: Vec::new(), problems: vec![problem] };
+        }
+    };
+    // Asked before: a service that finds its connection ended may close it at once.
+    let owners = owners_of(&found);
+    let mut cut = Cut::default();
+    for Place { namespace, .. } in &found {
+        let ended = within(namespace.as_ref(), || Ok(search.end_all(namespace.is_some())));
+        let (connections, problem) = ended.unwrap_or_else(|error| (Vec::new(), Some(error)));
+        cut.peers.extend(connections.iter().filter_map(|connection| peer(connection, &owners)));
+        cut.problems.extend(problem.map(|error| not_ended(&error)));
+    }
+    cut.problems.dedup();
+    cut
+}
+
+fn not_ended(error: &io::Error) -> String {
+    let why = if error.raw_os_error() == Some(libc::EOPNOTSUPP) {
+        "this kernel can't end them: CONFIG_INET_DIAG_DESTROY is off".to_owned()
+    } else {
+        error.to_string()
+    };
+    format!("open connections of outsiders are silenced, and not ended ({why})")
+}
+
+/// Connections of one namespace.
+struct Place {
+    /// `None` for the thread's own.
+    namespace: Option<Namespace>,
+    connections: Vec<Connection>,
+}
+
+fn find(search: &Search<'_>) -> io::Result<Vec<Place>> {
+    let mut places = Vec::new();
+    let connections = search.list(false)?;
+    if !connections.is_empty() {
+        places.push(Place { namespace: None, connections });
+    }
+    if *search.elsewhere != Elsewhere::Nothing {
+        for namespace in netns::others() {
+            match within(Some(&namespace), || search.list(true)) {
+                Ok(connections) if connections.is_empty() => {}
+                Ok(connections) => places.push(Place { namespace: Some(namespace), connections }),
+                // It has gone, or belongs to somebody whose namespaces this process may not enter.
+                Err(error) => log::info!(
+                    "the connections in {} could not be listed: {error}",
+                    namespace.path().display()
+                ),
+            }
+        }
+    }
+    Ok(places)
+}
+
+fn within<T: Send>(
+    namespace: Option<&Namespace>,
+    work: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<T> {
+    match namespace {
+        Some(namespace) => namespace.inside(work)?,
+        None => work(),
+    }
+}
+
+impl Search<'_> {
+    /// In the thread's namespace.
+    fn list(&self, is_elsewhere: bool) -> io::Result<Vec<Connection>> {
+        let mut diag = Diag::open()?;
+        self.list_by(&mut diag, is_elsewhere)
+    }
+
+    fn list_by(&self, diag: &mut Diag, is_elsewhere: bool) -> io::Result<Vec<Connection>> {
+        let mut found = Vec::new();
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let guarded: Vec<u16> = self
+                .ports
+                .iter()
+                .filter(|port| port.protocol == protocol)
+                .map(|port| port.number)
+                .collect();
+            let asked_for = match guarded[..] {
+                [] => continue,
+                [port] => port,
+                _ => 0,
+            };
+            diag.connections(protocol, asked_for, |connection| {
+                if found.len() < MOST_AT_ONCE && self.is_meant(&connection, is_elsewhere) {
+                    found.push(connection);
+                }
+            })?;
+        }
+        without_own(found)
+    }
+
+    fn is_meant(&self, connection: &Connection, is_elsewhere: bool) -> bool {
+        let port = GuardedPort { protocol: connection.protocol, number: connection.local.port() };
+        let source = connection.remote.ip();
+        self.ports.contains(&port)
+            && !source.is_loopback()
+            && (!is_elsewhere || self.elsewhere.holds_for(connection))
+            && (self.is_stopped)(source, port)
+    }
+
+    /// Ends those of the thread's namespace, until none is found. Returns those it has ended, and the first error.
+    fn end_all(&self, is_elsewhere: bool) -> (Vec<Connection>, Option<io::Error>) {
+        let mut ended = Vec::new();
+        let mut problem = None;
+        let mut diag = match Diag::open() {
+            Ok(diag) => diag,
+            Err(error) => return (ended, Some(error)),
+        };
+        for _ in 0..MOST_ROUNDS {
+            let found = match self.list_by(&mut diag, is_elsewhere) {
+                Ok(found) => found,
+                Err(error) => return (ended, problem.or(Some(error))),
+            };
+            let mut any = false;
+            for connection in found {
+                match diag.destroy(&connection) {
+                    Ok(true) => {
+                        any = true;
+                        ended.push(connection);
+                    }
+                    Ok(false) => {}
+                    Err(error) => problem = problem.or(Some(error)),
+                }
+            }
+            if !any {
+                break;
+            }
+        }
+        (ended, problem)
+    }
+}
+
+/// Leaves out connections of the namespace to itself: they come over loopback, which is never judged.
+fn without_own(mut connections: Vec<Connection>) -> io::Result<Vec<Connection>> {
+    if connections.is_empty() {
+        return Ok(connections);
+    }
+    let mut routes = Routes::open()?;
+    let mut is_own = HashMap::new();
+    for connection in &connections {
+        let remote = (connection.remote.ip(), connection.interface());
+        if let Entry::Vacant(entry) = is_own.entry(remote) {
+            entry.insert(routes.lead_here(remote.0, remote.1)?);
+        }
+    }
+    connections.retain(|connection| {
+        !is_own.get(&(connection.remote.ip(), connection.interface())).copied().unwrap_or(false)
+    });
+    Ok(connections)
+}
+
+fn owners_of(found: &[Place]) -> HashMap<u64, Process> {
+    let connections = found.iter().flat_map(|place| &place.connections);
+    owners(connections.map(|connection| connection.inode))
+}
+
+/// The other end of a connection; `None` for one that is only being opened.
+fn peer(connection: &Connection, owners: &HashMap<u64, Process>) -> Option<Peer> {
+    connection.is_established.then(|| Peer {
+        protocol: connection.protocol,
+        local: connection.local,
+        remote: connection.remote,
+        process: owners.get(&connection.inode).cloned(),
+    })
+}
