@@ -466,7 +466,8 @@ impl Engine {
         let policy = self.policy(settings, &self.state)?;
         let input = self.input(&policy, &facts)?;
         if self.maps.is_some() {
-            start::check_sessions(&self.newly_guarded(settings)?, &input, settings, false)?;
+            let tables = compile::compile(&input)?;
+            start::check_sessions(&self.newly_guarded(settings)?, &tables, settings, false)?;
         }
         self.change(settings, self.state.clone())
     }

@@ -358,7 +358,11 @@ fn what_a_container_says_to_itself_goes_on_where_only_the_host_is_local() {
 fn what_is_only_being_opened_ends_too() {
     let lab = Lab::new("what_is_only_being_opened_ends_too");
     let _service = generate(&lab);
-    // Nobody answers the server's part of the handshake.
+    // Nobody answers the server's part of the handshake, nor says that there is nobody.
+    let unanswered = "lladdr 02:00:00:00:77:01 dev eth0 nud permanent";
+    for address in ["10.77.0.99", "fd77::99"] {
+        lab.server.ip(&format!("neighbour add {address} {unanswered}\n"));
+    }
     let wire = lab.wire();
     wire.send(&wire::syn(([10, 77, 0, 99], 4242).into(), SERVER.v4_at(OLLAMA)));
     wire.send(&wire::syn(([0xfd77, 0, 0, 0, 0, 0, 0, 0x99], 4242).into(), SERVER.v6_at(OLLAMA)));

@@ -2,11 +2,11 @@
 
 use std::{env, net::IpAddr};
 
-use guard_common::{abi::Ruling, packet::Protocol};
+use guard_common::packet::Protocol;
 
 use super::{Engine, Facts, Settings, coverage, cutting};
 use crate::{
-    compile::{self, Input},
+    compile::{self, Tables},
     config::{Attach, LocalSources},
     control::{Control, Failure, Status},
     host::{
@@ -47,9 +47,9 @@ impl Engine {
             policy::check_wide(rule.action, &rule.source, yes)?;
         }
         let input = self.input(&whole, &facts)?;
-        compile::compile(&input)?;
-        check_sessions(&self.newly_guarded(&settings)?, &input, &settings, yes)?;
-        let peers = peers_cut(&input, &settings);
+        let tables = compile::compile(&input)?;
+        check_sessions(&self.newly_guarded(&settings)?, &tables, &settings, yes)?;
+        let peers = peers_cut(&tables, &settings);
         let exposed = sockets::listeners(&input.ports);
 
         let loaded = load::load(&self.pins)?;
@@ -147,16 +147,18 @@ pub fn reserve_ports(settings: &Settings, state: &mut State) -> Option<String> {
 }
 
 /// The connections of outsiders that the policy will stop.
-fn peers_cut(input: &Input, settings: &Settings) -> Vec<Peer> {
-    let is_stopped = |source, port| is_stopped(input, source, port);
+fn peers_cut(tables: &Tables, settings: &Settings) -> Vec<Peer> {
+    let ports: Vec<GuardedPort> = tables.ports.keys().copied().collect();
+    let now_ns = probe::boot_ns();
+    let is_stopped = |source, port| tables.stops(source, port, now_ns);
     let listed = cutting::planned(settings).map_err(|failure| failure.to_string());
     let listed = listed.and_then(|elsewhere| {
-        let search = Search { ports: &input.ports, elsewhere: &elsewhere, is_stopped: &is_stopped };
+        let search = Search { ports: &ports, elsewhere: &elsewhere, is_stopped: &is_stopped };
         open::outsiders(&search).map_err(|error| error.to_string())
     });
     listed.unwrap_or_else(|error| {
         log::info!("open connections are looked for in /proc, in this namespace only: {error}");
-        let mut peers = sockets::peers(&input.ports);
+        let mut peers = sockets::peers(&ports);
         peers.retain(|peer| is_stopped(peer.remote.ip(), port_of(peer)));
         peers
     })
@@ -169,7 +171,7 @@ fn peers_cut(input: &Input, settings: &Settings) -> Vec<Peer> {
 /// `NeedsConfirmation` for the first such port.
 pub fn check_sessions(
     ports: &[GuardedPort],
-    input: &Input,
+    tables: &Tables,
     settings: &Settings,
     yes: bool,
 ) -> Result<(), Failure> {
@@ -177,8 +179,10 @@ pub fn check_sessions(
         return Ok(());
     }
     let own = env::var("SSH_CONNECTION").ok().and_then(|text| own_session(&text));
-    let own = own.filter(|session| is_stopped(input, session.client, session.port));
-    refuse_to_cut(ports, own, &peers_cut(input, settings))
+    let own = own.filter(|session| {
+        tables.stops(session.client.to_canonical(), session.port, probe::boot_ns())
+    });
+    refuse_to_cut(ports, own, &peers_cut(tables, settings))
 }
 
 /// A session that the command is typed over.
@@ -217,11 +221,6 @@ fn refuse_to_cut(ports: &[GuardedPort], own: Option<Session>, cut: &[Peer]) -> R
 /// The guarded port that a connection is to.
 fn port_of(peer: &Peer) -> GuardedPort {
     GuardedPort { protocol: peer.protocol, number: peer.local.port() }
-}
-
-fn is_stopped(input: &Input, source: IpAddr, port: GuardedPort) -> bool {
-    let (ruling, _) = compile::resolve(input, source.to_canonical(), port, probe::boot_ns());
-    matches!(ruling, Ruling::NoRule | Ruling::Deny)
 }
 
 /// From `SSH_CONNECTION` (sshd(8)): client address, client port, server address, server port.

@@ -280,4 +280,17 @@ mod tests {
         fs::remove_dir(&below).unwrap();
         assert_eq!(found.unwrap(), CgroupRoot { path: below, scope: Scope::Subtree });
     }
+
+    #[test]
+    fn a_cgroup_s_numbers_are_those_of_all_within_it() {
+        let tree = tempfile::tempdir().unwrap();
+        let within = ["", "a", "a/b", "c"].map(|name| tree.path().join(name));
+        for directory in &within {
+            fs::create_dir_all(directory).unwrap();
+        }
+        fs::write(tree.path().join("a/cgroup.procs"), "1").unwrap();
+        let expected = within.map(|directory| fs::metadata(directory).unwrap().ino());
+        assert_eq!(ids_within(tree.path()).unwrap(), HashSet::from(expected));
+        assert!(ids_within(&tree.path().join("gone")).is_err());
+    }
 }

@@ -225,6 +225,25 @@ impl Routes {
 }
 
 impl Connection {
+    /// One for tests.
+    #[cfg(test)]
+    pub(super) fn example(protocol: Protocol, local: &str, remote: &str) -> Self {
+        let address = |text: &str| text.parse::<SocketAddr>().ok();
+        let (Some(local), Some(remote)) = (address(local), address(remote)) else {
+            panic!("{local} or {remote} is no address");
+        };
+        Self {
+            protocol,
+            local: unmapped(local),
+            remote: unmapped(remote),
+            inode: 1,
+            cgroup: None,
+            is_established: true,
+            family: AF_INET,
+            id: SocketId::new_v4(),
+        }
+    }
+
     /// The interface it is bound to, as one with a link-local address is; 0 for none.
     pub fn interface(&self) -> u32 {
         self.id.interface_id
@@ -313,4 +332,193 @@ fn unreadable(error: DecodeError) -> io::Error {
         io::ErrorKind::InvalidData,
         format!("the kernel's answer can't be read: {error}"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
+
+    use netlink_packet_core::{DoneMessage, ErrorMessage};
+    use netlink_packet_sock_diag::{TCP_ESTABLISHED, inet::InetResponseHeader};
+
+    use super::*;
+
+    fn response(state: u8, timer: Option<Timer>, nlas: Vec<Nla>) -> InetResponse {
+        let socket_id = SocketId {
+            source_port: 11434,
+            destination_port: 5000,
+            source_address: "::ffff:192.0.2.4".parse().unwrap(),
+            destination_address: "::ffff:203.0.113.9".parse().unwrap(),
+            ..SocketId::new_v6()
+        };
+        let header = InetResponseHeader {
+            family: AF_INET6,
+            state,
+            timer,
+            socket_id,
+            recv_queue: 0,
+            send_queue: 0,
+            uid: 0,
+            inode: 77,
+        };
+        InetResponse { header, nlas: nlas.into() }
+    }
+
+    fn other(kind: u16, value: &[u8]) -> Nla {
+        Nla::Other(DefaultNla::new(kind, value.to_vec()))
+    }
+
+    #[test]
+    fn a_response_says_who_where_and_in_which_cgroup() {
+        let cgroup = other(INET_DIAG_CGROUP_ID, &4711_u64.to_ne_bytes());
+        let nlas = vec![Nla::Shutdown(0), other(20, &1_u64.to_ne_bytes()), cgroup];
+        let found = connection(Protocol::Tcp, response(TCP_ESTABLISHED, None, nlas)).unwrap();
+        assert_eq!(found.local, "192.0.2.4:11434".parse().unwrap());
+        assert_eq!(found.remote, "203.0.113.9:5000".parse().unwrap());
+        assert_eq!((found.inode, found.cgroup, found.is_established), (77, Some(4711), true));
+        // It is asked for as it was shown.
+        assert_eq!(found.family, AF_INET6);
+        assert!(found.id.source_address.is_ipv6());
+    }
+
+    #[test]
+    fn a_request_has_no_socket_yet_and_time_wait_has_none_any_more() {
+        let cut_short = other(INET_DIAG_CGROUP_ID, &[1, 2, 3]);
+        let request = response(TCP_SYN_RECV, None, vec![cut_short]);
+        let found = connection(Protocol::Tcp, request).unwrap();
+        assert_eq!((found.cgroup, found.is_established), (None, false));
+        let over = response(TCP_ESTABLISHED, Some(Timer::TimeWait), Vec::new());
+        assert_eq!(connection(Protocol::Tcp, over), None);
+    }
+
+    /// Messages as the kernel sends them, to a conversation that waits for the answer with this number.
+    fn taken(
+        messages: Vec<NetlinkMessage<SockDiagMessage>>,
+        sequence: u32,
+    ) -> io::Result<(usize, Answers)> {
+        let mut datagram = Vec::new();
+        for mut message in messages {
+            message.finalize();
+            let mut bytes = vec![0; message.buffer_len()];
+            message.serialize(&mut bytes);
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+            datagram.extend(bytes);
+        }
+        let conversation = Conversation { socket: Socket::new(NETLINK_SOCK_DIAG)?, sequence };
+        let mut count = 0;
+        let answers = conversation.take_answers(&datagram, &mut |_: SockDiagMessage| count += 1)?;
+        Ok((count, answers))
+    }
+
+    fn message(
+        sequence: u32,
+        payload: NetlinkPayload<SockDiagMessage>,
+    ) -> NetlinkMessage<SockDiagMessage> {
+        let mut header = NetlinkHeader::default();
+        header.sequence_number = sequence;
+        NetlinkMessage::new(header, payload)
+    }
+
+    fn answer(sequence: u32) -> NetlinkMessage<SockDiagMessage> {
+        let response = response(TCP_ESTABLISHED, None, vec![Nla::Shutdown(0)]);
+        message(sequence, SockDiagMessage::InetResponse(Box::new(response)).into())
+    }
+
+    fn end(sequence: u32, code: i32) -> NetlinkMessage<SockDiagMessage> {
+        let mut done = DoneMessage::default();
+        done.code = code;
+        message(sequence, NetlinkPayload::Done(done))
+    }
+
+    fn error(sequence: u32, code: i32) -> NetlinkMessage<SockDiagMessage> {
+        let mut error = ErrorMessage::default();
+        error.code = std::num::NonZeroI32::new(code);
+        error.header = vec![0; 16];
+        message(sequence, NetlinkPayload::Error(error))
+    }
+
+    #[test]
+    fn answers_are_taken_up_to_their_end() {
+        assert_eq!(taken(vec![answer(7), answer(7)], 7).unwrap(), (2, Answers::MoreToCome));
+        assert_eq!(taken(vec![answer(7), end(7, 0)], 7).unwrap(), (1, Answers::AllTaken));
+        assert_eq!(taken(vec![error(7, 0)], 7).unwrap(), (0, Answers::AllTaken));
+        // Answers to what was asked before are none to this.
+        let stale = vec![answer(6), end(6, 0), error(6, -libc::EPERM), answer(7)];
+        assert_eq!(taken(stale, 7).unwrap(), (1, Answers::MoreToCome));
+        assert_eq!(taken(Vec::new(), 7).unwrap(), (0, Answers::MoreToCome));
+    }
+
+    #[test]
+    fn an_error_is_one_wherever_it_stands() {
+        let code = |messages| taken(messages, 7).unwrap_err().raw_os_error();
+        assert_eq!(code(vec![error(7, -libc::EOPNOTSUPP)]), Some(libc::EOPNOTSUPP));
+        assert_eq!(code(vec![answer(7), end(7, -libc::EINTR)]), Some(libc::EINTR));
+        let conversation =
+            Conversation { socket: Socket::new(NETLINK_SOCK_DIAG).unwrap(), sequence: 7 };
+        let cut_short = conversation.take_answers(&[1, 2, 3], &mut |_: SockDiagMessage| ());
+        assert_eq!(cut_short.unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    fn listed(protocol: Protocol, local_port: u16) -> Vec<Connection> {
+        let mut found = Vec::new();
+        Diag::open()
+            .unwrap()
+            .connections(protocol, local_port, |connection| found.push(connection))
+            .unwrap();
+        found
+    }
+
+    #[test]
+    fn the_kernel_lists_this_process_s_connections() {
+        for any in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+            let listener = TcpListener::bind((any, 0)).unwrap();
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (server, _) = listener.accept().unwrap();
+            let local = server.local_addr().unwrap();
+            let found = listed(Protocol::Tcp, local.port());
+            // The listener is none of them.
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert_eq!((found[0].local, found[0].remote), (local, client.local_addr().unwrap()));
+            assert!(found[0].is_established && found[0].inode != 0);
+            assert!(listed(Protocol::Tcp, 0).contains(&found[0]));
+
+            let udp = UdpSocket::bind((any, 0)).unwrap();
+            let local = udp.local_addr().unwrap();
+            assert!(listed(Protocol::Udp, local.port()).is_empty());
+            udp.connect((any, 9)).unwrap();
+            assert_eq!(listed(Protocol::Udp, local.port())[0].local, local);
+        }
+    }
+
+    #[test]
+    fn a_connection_is_ended_once() {
+        crate::host::assert_root();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        let found = listed(Protocol::Tcp, server.local_addr().unwrap().port());
+        let mut diag = Diag::open().unwrap();
+        assert!(diag.destroy(&found[0]).unwrap());
+        assert!(!diag.destroy(&found[0]).unwrap());
+        let error = io::Read::read(&mut server, &mut [0; 1]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
+        assert!(listed(Protocol::Tcp, found[0].local.port()).is_empty());
+    }
+
+    #[test]
+    fn only_what_stays_here_leads_here() {
+        let mut routes = Routes::open().unwrap();
+        for (address, leads_here) in [
+            ("127.0.0.1", true),
+            ("127.1.2.3", true),
+            ("::1", true),
+            // Whether or not there is a way to them.
+            ("203.0.113.9", false),
+            ("2001:db8::9", false),
+        ] {
+            let answer = routes.lead_here(address.parse().unwrap(), 0).unwrap();
+            assert_eq!(answer, leads_here, "{address}");
+        }
+        assert!(!routes.lead_here("fe80::9".parse().unwrap(), u32::MAX >> 1).unwrap());
+    }
 }

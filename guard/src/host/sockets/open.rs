@@ -36,6 +36,7 @@ pub enum Elsewhere {
 }
 
 impl Elsewhere {
+    /// A connection that is only being opened has no cgroup yet; its handshake does not come to an end.
     fn holds_for(&self, connection: &Connection) -> bool {
         match self {
             Self::Nothing => false,
@@ -250,4 +251,80 @@ fn peer(connection: &Connection, owners: &HashMap<u64, Process>) -> Option<Peer>
         remote: connection.remote,
         process: owners.get(&connection.inode).cloned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OLLAMA: GuardedPort = GuardedPort { protocol: Protocol::Tcp, number: 11434 };
+    const DNS: GuardedPort = GuardedPort { protocol: Protocol::Udp, number: 53 };
+
+    fn is_meant(connection: &Connection, elsewhere: Option<&Elsewhere>) -> bool {
+        let allowed: IpAddr = "192.0.2.7".parse().unwrap();
+        let search = Search {
+            ports: &[OLLAMA, DNS],
+            elsewhere: elsewhere.unwrap_or(&Elsewhere::Nothing),
+            is_stopped: &|source, _| source != allowed,
+        };
+        search.is_meant(connection, elsewhere.is_some())
+    }
+
+    #[test]
+    fn connections_of_outsiders_to_guarded_ports_are_meant() {
+        use Protocol::{Tcp, Udp};
+        for (protocol, local, remote, meant) in [
+            (Tcp, "198.51.100.4:11434", "203.0.113.9:5000", true),
+            (Tcp, "[2001:db8::4]:11434", "[2001:db8::9]:5000", true),
+            (Tcp, "[::ffff:198.51.100.4]:11434", "[::ffff:203.0.113.9]:5000", true),
+            // Allowed, on a socket of either family.
+            (Tcp, "198.51.100.4:11434", "192.0.2.7:5000", false),
+            (Tcp, "[::ffff:198.51.100.4]:11434", "[::ffff:192.0.2.7]:5000", false),
+            (Tcp, "127.0.0.1:11434", "127.0.0.1:5000", false),
+            (Tcp, "[::ffff:127.0.0.1]:11434", "[::ffff:127.0.0.1]:5000", false),
+            (Tcp, "[::1]:11434", "[::1]:5000", false),
+            // Other ports, and a client's connection to another machine's.
+            (Tcp, "198.51.100.4:11435", "203.0.113.9:5000", false),
+            (Tcp, "198.51.100.4:5000", "203.0.113.9:11434", false),
+            (Tcp, "198.51.100.4:53", "203.0.113.9:5000", false),
+            (Udp, "198.51.100.4:53", "203.0.113.9:5000", true),
+            (Udp, "198.51.100.4:11434", "203.0.113.9:5000", false),
+        ] {
+            let connection = Connection::example(protocol, local, remote);
+            assert_eq!(is_meant(&connection, None), meant, "{protocol:?} {local} {remote}");
+        }
+    }
+
+    #[test]
+    fn elsewhere_those_count_that_the_backstop_judges() {
+        let mut connection =
+            Connection::example(Protocol::Tcp, "172.17.0.2:11434", "203.0.113.9:5000");
+        let cgroups = Elsewhere::Cgroups(HashSet::from([7, 8]));
+        for (cgroup, of_root, of_cgroups) in
+            [(None, true, false), (Some(7), true, true), (Some(9), true, false)]
+        {
+            connection.cgroup = cgroup;
+            assert_eq!(is_meant(&connection, Some(&Elsewhere::Everything)), of_root);
+            assert_eq!(is_meant(&connection, Some(&cgroups)), of_cgroups);
+            assert!(!is_meant(&connection, Some(&Elsewhere::Nothing)));
+            // In the own namespace the NIC's hooks judge, too.
+            assert!(is_meant(&connection, None));
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_ended_is_said_in_one_sentence() {
+        let text = not_ended(&io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+        assert!(text.contains("CONFIG_INET_DIAG_DESTROY is off"), "{text}");
+        let text = not_ended(&io::Error::from_raw_os_error(libc::EPERM));
+        assert!(text.contains("silenced, and not ended (Operation not permitted"), "{text}");
+    }
+
+    #[test]
+    fn nobody_is_outside_where_no_port_is_guarded() {
+        let everything =
+            Search { ports: &[], elsewhere: &Elsewhere::Nothing, is_stopped: &|_, _| true };
+        assert!(outsiders(&everything).unwrap().is_empty());
+        assert_eq!(cut(&everything), Cut::default());
+    }
 }
