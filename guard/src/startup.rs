@@ -227,7 +227,7 @@ mod tests {
     use crate::{
         control::{BackstopStatus, EventTotals, InterfaceStatus},
         output::text::tests::view,
-        rule::{Origin, RuleId},
+        rule::{GuardedPort, Origin, RuleId},
     };
 
     fn status() -> Status {
@@ -275,7 +275,7 @@ mod tests {
 
     fn peer(remote: &str) -> Peer {
         Peer {
-            protocol: Protocol::Tcp,
+            port: GuardedPort { protocol: Protocol::Tcp, number: 11434 },
             local: "[::]:11434".parse().unwrap(),
             remote: remote.parse().unwrap(),
             process: Some(ollama()),

@@ -19,6 +19,8 @@ pub enum Service {
     HttpTransparent,
     /// TCP, sending to whoever is connected without an end, as a model generates.
     Stream,
+    /// As [`Service::Stream`], at a socket like that of [`Service::HttpTransparent`].
+    StreamTransparent,
     /// UDP, sending every datagram back.
     Echo,
 }
@@ -29,6 +31,7 @@ impl Service {
             Self::Http => "http",
             Self::HttpTransparent => "http-transparent",
             Self::Stream => "stream",
+            Self::StreamTransparent => "stream-transparent",
             Self::Echo => "echo",
         }
     }

@@ -12,6 +12,7 @@ use std::{
 };
 
 use guard_tests::{
+    command,
     lab::{CLIENT, CONTAINER, Lab, NEIGHBOUR, OLLAMA, SERVER, SERVER_TO_NEIGHBOUR, every_address},
     listener::{Listener, Service},
     machine::Machine,
@@ -405,6 +406,47 @@ fn namespaces_that_vanish_meanwhile_fail_nothing() {
         assert_eq!(cut_by(&guard, &["remove", "10.77.0.1"]).len(), 1);
         stream.expect_end(&service);
     }
+}
+
+on_each_hook!(a_connection_diverted_by_a_transparent_proxy_ends_too, [tcx, socket]);
+fn a_connection_diverted_by_a_transparent_proxy_ends_too(attach: Attach) {
+    if !command::is_installed("nft") {
+        eprintln!("not tested: `nft` is not installed (Debian package nftables)");
+        return;
+    }
+    let lab = Lab::new(&format!("a_connection_diverted_ends_too {attach}"));
+    let neighbour = lab.add_neighbour();
+    let at_every_v4_address = ([0, 0, 0, 0], OLLAMA).into();
+    let service = lab.listen(&lab.server, Service::StreamTransparent, at_every_v4_address);
+    // As able to take connections to other ports, and at a port that nobody guards.
+    let other_service =
+        lab.listen(&lab.server, Service::StreamTransparent, ([0, 0, 0, 0], 8082).into());
+    lab.server.nft(
+        "table ip divert {\n\
+           chain prerouting {\n\
+             type filter hook prerouting priority mangle;\n\
+             tcp dport 8080 tproxy to :11434 meta mark set 1 accept;\n\
+           }\n\
+         }\n",
+    );
+    lab.server.ip("rule add fwmark 1 lookup 100\nroute add local default dev lo table 100\n");
+    let diverted = Stream::open(&lab.client, SERVER.v4_at(8080));
+    let allowed = Stream::open(&neighbour, SERVER_TO_NEIGHBOUR.v4_at(8080));
+    let other = Stream::open(&lab.client, SERVER.v4_at(8082));
+
+    let guard = lab.guard(attach, "");
+    guard.start_with(&["--allow", "10.78.0.0/24"]);
+    diverted.expect_end(&service);
+    allowed.expect_flow();
+
+    // What was let in is judged by the port that the service listens on, and so is its end.
+    guard.tell(&["allow", "10.77.0.1"]);
+    let diverted = Stream::open(&lab.client, SERVER.v4_at(8080));
+    assert_eq!(cut_by(&guard, &["deny", "10.77.0.1"]).len(), 1);
+    diverted.expect_end(&service);
+    allowed.expect_flow();
+    other.expect_flow();
+    assert!(other_service.ended().is_empty());
 }
 
 /// Network namespaces that come and go, until it is dropped.

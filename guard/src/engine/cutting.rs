@@ -149,11 +149,11 @@ mod tests {
     use guard_common::packet::Protocol;
 
     use super::*;
-    use crate::host::sockets::Process;
+    use crate::{host::sockets::Process, rule::GuardedPort};
 
     fn peer(remote: &str, process: Option<&str>) -> Peer {
         Peer {
-            protocol: Protocol::Tcp,
+            port: GuardedPort { protocol: Protocol::Tcp, number: 11434 },
             local: "198.51.100.4:11434".parse().unwrap(),
             remote: remote.parse().unwrap(),
             process: process.map(|name| Process { pid: 812, name: name.into() }),

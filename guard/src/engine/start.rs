@@ -159,7 +159,7 @@ fn peers_cut(tables: &Tables, settings: &Settings) -> Vec<Peer> {
     listed.unwrap_or_else(|error| {
         log::info!("open connections are looked for in /proc, in this namespace only: {error}");
         let mut peers = sockets::peers(&ports);
-        peers.retain(|peer| is_stopped(peer.remote.ip(), port_of(peer)));
+        peers.retain(|peer| is_stopped(peer.remote.ip(), peer.port));
         peers
     })
 }
@@ -201,7 +201,7 @@ fn refuse_to_cut(ports: &[GuardedPort], own: Option<Session>, cut: &[Peer]) -> R
                 format!("Run `guard allow {client}` first; `guard run --yes` cuts it off."),
             ));
         }
-        let users: Vec<&Peer> = cut.iter().filter(|peer| port_of(peer) == *port).collect();
+        let users: Vec<&Peer> = cut.iter().filter(|peer| peer.port == *port).collect();
         if let Some(user) = users.first().filter(|_| *port != KNOWN_SERVICE) {
             let remote = user.remote.ip().to_canonical();
             return Err(Failure::needs_confirmation(
@@ -216,11 +216,6 @@ fn refuse_to_cut(ports: &[GuardedPort], own: Option<Session>, cut: &[Peer]) -> R
         }
     }
     Ok(())
-}
-
-/// The guarded port that a connection is to.
-fn port_of(peer: &Peer) -> GuardedPort {
-    GuardedPort { protocol: peer.protocol, number: peer.local.port() }
 }
 
 /// From `SSH_CONNECTION` (sshd(8)): client address, client port, server address, server port.
@@ -239,9 +234,10 @@ mod tests {
     const SSH_OVER_UDP: GuardedPort = GuardedPort { protocol: Protocol::Udp, number: 22 };
 
     fn peer(local: &str, remote: &str) -> Peer {
+        let local: std::net::SocketAddr = local.parse().unwrap();
         Peer {
-            protocol: Protocol::Tcp,
-            local: local.parse().unwrap(),
+            port: GuardedPort { protocol: Protocol::Tcp, number: local.port() },
+            local,
             remote: remote.parse().unwrap(),
             process: None,
         }

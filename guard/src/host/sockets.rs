@@ -32,7 +32,8 @@ pub struct Listener {
 /// An open connection to a guarded port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
-    pub protocol: Protocol,
+    /// The guarded port that the connection is for.
+    pub port: GuardedPort,
     pub local: SocketAddr,
     pub remote: SocketAddr,
     pub process: Option<Process>,
@@ -63,7 +64,7 @@ pub fn peers(ports: &[GuardedPort]) -> Vec<Peer> {
     let sockets = select(table(), ports, is_peer);
     let owners = owners(sockets.iter().map(|socket| socket.inode));
     let peer = |socket: Socket| Peer {
-        protocol: socket.protocol,
+        port: GuardedPort { protocol: socket.protocol, number: socket.local.port() },
         local: socket.local,
         remote: socket.remote,
         process: owners.get(&socket.inode).cloned(),
@@ -193,21 +194,8 @@ fn read<T: FromReadSI>(name: &str) -> Option<T> {
 
 /// The processes that hold the sockets with these inodes; the one with the lowest number where several do.
 fn owners(inodes: impl Iterator<Item = u64>) -> HashMap<u64, Process> {
-    let wanted: HashSet<u64> = inodes.filter(|inode| *inode != 0).collect();
     let mut owners: HashMap<u64, Process> = HashMap::new();
-    if wanted.is_empty() {
-        return owners;
-    }
-    let processes = match all_processes() {
-        Ok(processes) => processes,
-        Err(error) => {
-            log::warn!("the processes in /proc could not be listed: {error}");
-            return owners;
-        }
-    };
-    // A process may end meanwhile, or be none of ours to look into: it owns nothing, then.
-    for process in processes.flatten() {
-        let Ok((process, held)) = held_by(&process, &wanted) else { continue };
+    for (process, held) in holders(inodes) {
         for inode in held {
             let owner = owners.entry(inode).or_insert_with(|| process.clone());
             if process.pid < owner.pid {
@@ -216,6 +204,26 @@ fn owners(inodes: impl Iterator<Item = u64>) -> HashMap<u64, Process> {
         }
     }
     owners
+}
+
+/// Every process that holds some of the sockets with these inodes, and which.
+fn holders(inodes: impl Iterator<Item = u64>) -> Vec<(Process, Vec<u64>)> {
+    let wanted: HashSet<u64> = inodes.filter(|inode| *inode != 0).collect();
+    if wanted.is_empty() {
+        return Vec::new();
+    }
+    match all_processes() {
+        // A process may end meanwhile, or be none of ours to look into: it holds nothing, then.
+        Ok(processes) => processes
+            .flatten()
+            .filter_map(|process| held_by(&process, &wanted).ok())
+            .filter(|(_, held)| !held.is_empty())
+            .collect(),
+        Err(error) => {
+            log::warn!("the processes in /proc could not be listed: {error}");
+            Vec::new()
+        }
+    }
 }
 
 fn held_by(

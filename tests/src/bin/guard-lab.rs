@@ -24,7 +24,7 @@ const BETWEEN_TOKENS: Duration = Duration::from_millis(5);
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [service, address, cgroup, journal] = arguments.as_slice() else {
-        bail!("usage: guard-lab http|http-transparent|stream|echo ADDRESS CGROUP JOURNAL");
+        bail!("usage: guard-lab SERVICE ADDRESS CGROUP JOURNAL");
     };
     let address = address.parse().with_context(|| format!("{address} is not an address"))?;
     let cgroup = Path::new(cgroup).join("cgroup.procs");
@@ -36,8 +36,11 @@ fn main() -> Result<()> {
         "http" => serve_http(&bind_http(address, false)?, &journal),
         "http-transparent" => serve_http(&bind_http(address, true)?, &journal),
         "stream" => serve_stream(&bind_http(address, false)?, journal),
+        "stream-transparent" => serve_stream(&bind_http(address, true)?, journal),
         "echo" => serve_echo(&UdpSocket::bind(address)?, &journal),
-        other => bail!("{other} is no service: it is http, http-transparent, stream or echo"),
+        other => bail!(
+            "{other} is no service: it is http, http-transparent, stream, stream-transparent or echo"
+        ),
     }
 }
 

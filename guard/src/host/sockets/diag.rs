@@ -9,9 +9,8 @@ use std::{
 
 use guard_common::packet::Protocol;
 use netlink_packet_core::{
-    DecodeError, DefaultNla, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer,
-    NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
-    Nla as _,
+    DecodeError, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkDeserializable,
+    NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable, Nla as _,
 };
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
@@ -27,17 +26,23 @@ use netlink_sys::{
 };
 
 use super::unmapped;
+use crate::rule::GuardedPort;
 
 /// `INET_DIAG_CGROUP_ID` of `include/uapi/linux/inet_diag.h` (Linux 5.9).
 const INET_DIAG_CGROUP_ID: u16 = 21;
 
+/// `INET_DIAG_SOCKOPT` of the same (Linux 5.10), and `transparent` in the first octet of `struct inet_diag_sockopt`.
+const INET_DIAG_SOCKOPT: u16 = 22;
+const SOCKOPT_TRANSPARENT: u8 = if cfg!(target_endian = "little") { 1 << 5 } else { 1 << 2 };
+
 /// The cookie that stands for "whichever" (`INET_DIAG_NOCOOKIE` of `include/uapi/linux/inet_diag.h`).
 const ANY_COOKIE: [u8; 8] = [0xff; 8];
 
-/// A connection that is open, being opened, or being closed; for UDP, a socket that is connected.
+/// A connection that is open, being opened, or being closed; for UDP, a socket that is connected. Or a listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Connection {
-    pub protocol: Protocol,
+    /// The port that decides whether it is guarded: its local one, unless it is known to be another.
+    pub port: GuardedPort,
     /// An IPv4 address where an IPv6 socket shows it as mapped, as `remote` is.
     pub local: SocketAddr,
     pub remote: SocketAddr,
@@ -45,6 +50,8 @@ pub struct Connection {
     pub inode: u64,
     /// The cgroup that its socket belongs to; `None` for one that has no socket yet.
     pub cgroup: Option<u64>,
+    /// It takes, or carries, what is addressed to others (`IP_TRANSPARENT`).
+    pub is_transparent: bool,
     /// The handshake is complete.
     pub is_established: bool,
     family: u8,
@@ -72,6 +79,24 @@ impl Diag {
         &mut self,
         protocol: Protocol,
         local_port: u16,
+        take: impl FnMut(Connection),
+    ) -> io::Result<()> {
+        self.list(protocol, states(protocol), local_port, take)
+    }
+
+    /// Listeners of TCP, of both families.
+    ///
+    /// # Errors
+    /// When the kernel does not list them.
+    pub fn listeners(&mut self, take: impl FnMut(Connection)) -> io::Result<()> {
+        self.list(Protocol::Tcp, StateFlags::LISTEN, 0, take)
+    }
+
+    fn list(
+        &mut self,
+        protocol: Protocol,
+        states: StateFlags,
+        local_port: u16,
         mut take: impl FnMut(Connection),
     ) -> io::Result<()> {
         for family in [AF_INET, AF_INET6] {
@@ -79,7 +104,7 @@ impl Diag {
                 family,
                 protocol: protocol as u8,
                 extensions: ExtensionFlags::empty(),
-                states: states(protocol),
+                states: states.clone(),
                 socket_id: SocketId {
                     source_port: local_port,
                     cookie: ANY_COOKIE,
@@ -105,9 +130,9 @@ impl Diag {
     pub fn destroy(&mut self, connection: &Connection) -> io::Result<bool> {
         let question = SockDiagDestroy::new(SockDiagMessage::InetRequest(InetRequest {
             family: connection.family,
-            protocol: connection.protocol as u8,
+            protocol: connection.port.protocol as u8,
             extensions: ExtensionFlags::empty(),
-            states: states(connection.protocol),
+            states: states(connection.port.protocol),
             // With its cookie: another connection with these addresses and ports is left alone.
             socket_id: connection.id.clone(),
         }));
@@ -147,11 +172,12 @@ fn connection(protocol: Protocol, response: InetResponse) -> Option<Connection> 
     }
     let id = header.socket_id;
     Some(Connection {
-        protocol,
+        port: GuardedPort { protocol, number: id.source_port },
         local: unmapped((id.source_address, id.source_port).into()),
         remote: unmapped((id.destination_address, id.destination_port).into()),
         inode: header.inode.into(),
         cgroup: nlas.iter().find_map(cgroup_id),
+        is_transparent: nlas.iter().any(says_transparent),
         is_established: header.state != TCP_SYN_RECV,
         family: header.family,
         id,
@@ -159,14 +185,24 @@ fn connection(protocol: Protocol, response: InetResponse) -> Option<Connection> 
 }
 
 fn cgroup_id(attribute: &Nla) -> Option<u64> {
-    let Nla::Other(attribute) = attribute else { return None };
-    (attribute.kind() == INET_DIAG_CGROUP_ID).then(|| number(attribute))?
+    let value = value_of(attribute, INET_DIAG_CGROUP_ID)?;
+    Some(u64::from_ne_bytes(value.try_into().ok()?))
 }
 
-fn number(attribute: &DefaultNla) -> Option<u64> {
+fn says_transparent(attribute: &Nla) -> bool {
+    let options = value_of(attribute, INET_DIAG_SOCKOPT).unwrap_or_default();
+    options.first().is_some_and(|first| first & SOCKOPT_TRANSPARENT != 0)
+}
+
+/// The value of an attribute that is of this kind, one that the crate does not know.
+fn value_of(attribute: &Nla, kind: u16) -> Option<Vec<u8>> {
+    let Nla::Other(attribute) = attribute else { return None };
+    if attribute.kind() != kind {
+        return None;
+    }
     let mut value = vec![0; attribute.value_len()];
     attribute.emit_value(&mut value);
-    Some(u64::from_ne_bytes(value.try_into().ok()?))
+    Some(value)
 }
 
 /// What is asked of the routes of one network namespace.
@@ -233,15 +269,21 @@ impl Connection {
             panic!("{local} or {remote} is no address");
         };
         Self {
-            protocol,
+            port: GuardedPort { protocol, number: local.port() },
             local: unmapped(local),
             remote: unmapped(remote),
             inode: 1,
             cgroup: None,
+            is_transparent: false,
             is_established: true,
             family: AF_INET,
             id: SocketId::new_v4(),
         }
+    }
+
+    /// The same, known to be for another port than its local one.
+    pub fn for_port(&self, port: GuardedPort) -> Self {
+        Self { port, ..self.clone() }
     }
 
     /// The interface it is bound to, as one with a link-local address is; 0 for none.
@@ -338,7 +380,7 @@ fn unreadable(error: DecodeError) -> io::Error {
 mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 
-    use netlink_packet_core::{DoneMessage, ErrorMessage};
+    use netlink_packet_core::{DefaultNla, DoneMessage, ErrorMessage};
     use netlink_packet_sock_diag::{TCP_ESTABLISHED, inet::InetResponseHeader};
 
     use super::*;
@@ -376,6 +418,8 @@ mod tests {
         assert_eq!(found.local, "192.0.2.4:11434".parse().unwrap());
         assert_eq!(found.remote, "203.0.113.9:5000".parse().unwrap());
         assert_eq!((found.inode, found.cgroup, found.is_established), (77, Some(4711), true));
+        assert_eq!(found.port, GuardedPort { protocol: Protocol::Tcp, number: 11434 });
+        assert!(!found.is_transparent);
         // It is asked for as it was shown.
         assert_eq!(found.family, AF_INET6);
         assert!(found.id.source_address.is_ipv6());
@@ -389,6 +433,20 @@ mod tests {
         assert_eq!((found.cgroup, found.is_established), (None, false));
         let over = response(TCP_ESTABLISHED, Some(Timer::TimeWait), Vec::new());
         assert_eq!(connection(Protocol::Tcp, over), None);
+    }
+
+    #[test]
+    fn a_transparent_socket_is_told_by_its_options() {
+        for (options, is_transparent) in [
+            (other(INET_DIAG_SOCKOPT, &[SOCKOPT_TRANSPARENT, 0]), true),
+            (other(INET_DIAG_SOCKOPT, &[!SOCKOPT_TRANSPARENT, 0xff]), false),
+            (other(INET_DIAG_SOCKOPT, &[]), false),
+            (other(20, &[0xff, 0xff]), false),
+        ] {
+            let found = response(TCP_ESTABLISHED, None, vec![options]);
+            let found = connection(Protocol::Tcp, found).unwrap();
+            assert_eq!(found.is_transparent, is_transparent, "{found:?}");
+        }
     }
 
     /// Messages as the kernel sends them, to a conversation that waits for the answer with this number.
@@ -476,7 +534,11 @@ mod tests {
             let (server, _) = listener.accept().unwrap();
             let local = server.local_addr().unwrap();
             let found = listed(Protocol::Tcp, local.port());
-            // The listener is none of them.
+            let mut listeners = Vec::new();
+            let mut diag = Diag::open().unwrap();
+            diag.listeners(|listener| listeners.push(listener.local)).unwrap();
+            assert!(listeners.contains(&local), "{listeners:?}");
+            // It is none of the connections.
             assert_eq!(found.len(), 1, "{found:?}");
             assert_eq!((found[0].local, found[0].remote), (local, client.local_addr().unwrap()));
             assert!(found[0].is_established && found[0].inode != 0);

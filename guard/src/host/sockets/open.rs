@@ -11,7 +11,7 @@ use guard_common::packet::Protocol;
 use super::{
     Peer, Process,
     diag::{Connection, Diag, Routes},
-    owners,
+    holders, owners,
 };
 use crate::{
     host::netns::{self, Namespace},
@@ -175,16 +175,49 @@ impl Search<'_> {
                 }
             })?;
         }
+        found.extend(self.list_diverted(diag, is_elsewhere)?);
         without_own(found)
     }
 
+    /// TCP connections that a listener on a guarded port took at other ports (TPROXY): once established, neither their sockets
+    /// nor their packets show the guarded one, so that no hook stops them. They are told by the process that holds both.
+    fn list_diverted(&self, diag: &mut Diag, is_elsewhere: bool) -> io::Result<Vec<Connection>> {
+        let mut listeners = Vec::new();
+        diag.listeners(|listener| {
+            if listener.is_transparent && self.ports.contains(&listener.port) {
+                listeners.push(listener);
+            }
+        })?;
+        let mut found = Vec::new();
+        if listeners.is_empty() {
+            return Ok(found);
+        }
+        diag.connections(Protocol::Tcp, 0, |connection| {
+            let is_candidate = connection.is_transparent && !self.ports.contains(&connection.port);
+            if is_candidate && found.len() < MOST_AT_ONCE {
+                found.push(connection);
+            }
+        })?;
+        let mut diverted = HashMap::new();
+        for (_, held) in holders(found.iter().chain(&listeners).map(|socket| socket.inode)) {
+            for connection in found.iter().filter(|connection| held.contains(&connection.inode)) {
+                for listener in listeners.iter().filter(|socket| held.contains(&socket.inode)) {
+                    let connection = connection.for_port(listener.port);
+                    if self.is_meant(&connection, is_elsewhere) {
+                        diverted.insert(connection.inode, connection);
+                    }
+                }
+            }
+        }
+        Ok(diverted.into_values().collect())
+    }
+
     fn is_meant(&self, connection: &Connection, is_elsewhere: bool) -> bool {
-        let port = GuardedPort { protocol: connection.protocol, number: connection.local.port() };
         let source = connection.remote.ip();
-        self.ports.contains(&port)
+        self.ports.contains(&connection.port)
             && !source.is_loopback()
             && (!is_elsewhere || self.elsewhere.holds_for(connection))
-            && (self.is_stopped)(source, port)
+            && (self.is_stopped)(source, connection.port)
     }
 
     /// Ends those of the thread's namespace, until none is found. Returns those it has ended, and the first error.
@@ -246,7 +279,7 @@ fn owners_of(found: &[Place]) -> HashMap<u64, Process> {
 /// The other end of a connection; `None` for one that is only being opened.
 fn peer(connection: &Connection, owners: &HashMap<u64, Process>) -> Option<Peer> {
     connection.is_established.then(|| Peer {
-        protocol: connection.protocol,
+        port: connection.port,
         local: connection.local,
         remote: connection.remote,
         process: owners.get(&connection.inode).cloned(),
