@@ -376,7 +376,13 @@ fn what_is_only_being_opened_ends_too() {
 #[test]
 fn a_connected_udp_socket_is_cut_loose() {
     let lab = Lab::new("a_connected_udp_socket_is_cut_loose");
-    for (at, client) in SERVER.at(5353).into_iter().zip(CLIENT.at(4242)) {
+    // An IPv6 socket shows its IPv4 peer as mapped.
+    let mapped = SocketAddr::from((CLIENT.v4.to_ipv6_mapped(), 4242));
+    for (at, client) in [
+        (SERVER.v4_at(5353), CLIENT.v4_at(4242)),
+        (SERVER.v6_at(5353), CLIENT.v6_at(4242)),
+        (every_address(5353), mapped),
+    ] {
         let connected = lab.server.inside(|| -> std::io::Result<UdpSocket> {
             let socket = UdpSocket::bind(at)?;
             socket.connect(client)?;

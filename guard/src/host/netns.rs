@@ -45,13 +45,13 @@ impl Namespace {
     /// Does some work in it, on a thread that has moved there and ends with the work: the caller's stays where it is.
     ///
     /// # Errors
-    /// When it can't be entered: root of another user namespace can't enter this one's.
+    /// When it can't be entered, as by root of another user namespace, or no thread can be started.
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
         thread::scope(|scope| {
-            let worker = scope.spawn(|| {
+            let worker = thread::Builder::new().spawn_scoped(scope, || {
                 move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))?;
                 Ok(work())
-            });
+            })?;
             worker.join().unwrap_or_else(|panic| panic::resume_unwind(panic))
         })
     }

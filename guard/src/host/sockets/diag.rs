@@ -31,7 +31,8 @@ use crate::rule::GuardedPort;
 /// `INET_DIAG_CGROUP_ID` of `include/uapi/linux/inet_diag.h` (Linux 5.9).
 const INET_DIAG_CGROUP_ID: u16 = 21;
 
-/// `INET_DIAG_SOCKOPT` of the same (Linux 5.10), and `transparent` in the first octet of `struct inet_diag_sockopt`.
+/// `INET_DIAG_SOCKOPT` of the same, and `transparent` in the first octet of `struct inet_diag_sockopt`. A kernel that does not send
+/// it shows no socket as transparent.
 const INET_DIAG_SOCKOPT: u16 = 22;
 const SOCKOPT_TRANSPARENT: u8 = if cfg!(target_endian = "little") { 1 << 5 } else { 1 << 2 };
 
