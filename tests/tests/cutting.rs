@@ -2,7 +2,7 @@
 
 use std::{
     io::{ErrorKind, Read},
-    net::{SocketAddr, TcpStream, UdpSocket},
+    net::{Ipv6Addr, SocketAddr, SocketAddrV6, TcpStream, UdpSocket},
     process::{Child, Command, Stdio},
     sync::{
         Arc,
@@ -21,6 +21,7 @@ use guard_tests::{
     wait::{PATIENCE, until},
     wire,
 };
+use rustix::net::netdevice::name_to_index;
 
 /// Long enough for a busy machine to open a stream or two before it is over.
 const A_WHILE: &str = "5s";
@@ -38,6 +39,8 @@ impl Stream {
     fn open(machine: &Machine, to: SocketAddr) -> Self {
         let connection = machine.connect(to);
         let local = connection.local_addr().unwrap_or_else(|error| panic!("{to}: {error}"));
+        // The service's own number for the link of a link-local address is another.
+        let local = SocketAddr::new(local.ip(), local.port());
         let stream = Self { local, received: Arc::default(), is_over: Arc::default() };
         let (received, is_over) = (stream.received.clone(), stream.is_over.clone());
         thread::spawn(move || {
@@ -139,6 +142,25 @@ fn arming_ends_what_outsiders_have_open(attach: Attach) {
     assert!(log.contains("2 connections to guard-lab"), "{log}");
     assert!(log.contains("guard allow fd77::1"), "{log}");
     lab.client.expect_silence(SERVER.v4_at(OLLAMA));
+}
+
+#[test]
+fn a_link_local_connection_ends_too() {
+    let lab = Lab::new("a_link_local_connection_ends_too");
+    let service = generate(&lab);
+    let index = lab.client.inside(|| {
+        let socket = UdpSocket::bind("[::]:0")?;
+        name_to_index(socket, "eth0").map_err(std::io::Error::from)
+    });
+    let index = index.unwrap_or_else(|error| panic!("eth0 of the client is not there: {error}"));
+    // Made from the interface's Ethernet address (RFC 4291, appendix A).
+    let server = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0xff, 0xfe00, 0x7702);
+    let stream = Stream::open(&lab.client, SocketAddrV6::new(server, OLLAMA, 0, index).into());
+
+    let guard = lab.start_guard(Attach::Tcx, "");
+
+    stream.expect_end(&service);
+    assert!(guard.log().contains("guard allow fe80::ff:fe00:7701"), "{}", guard.log());
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::{
         reserved_ports,
         sockets::{
             self, Peer,
-            open::{self, Search},
+            open::{self, Elsewhere, Search},
         },
     },
     kernel::{attach::Attacher, load, probe, tables::PolicyMaps},
@@ -151,17 +151,11 @@ fn peers_cut(tables: &Tables, settings: &Settings) -> Vec<Peer> {
     let ports: Vec<GuardedPort> = tables.ports.keys().copied().collect();
     let now_ns = probe::boot_ns();
     let is_stopped = |source, port| tables.stops(source, port, now_ns);
-    let listed = cutting::planned(settings).map_err(|failure| failure.to_string());
-    let listed = listed.and_then(|elsewhere| {
-        let search = Search { ports: &ports, elsewhere: &elsewhere, is_stopped: &is_stopped };
-        open::outsiders(&search).map_err(|error| error.to_string())
+    let elsewhere = cutting::planned(settings).unwrap_or_else(|failure| {
+        log::info!("open connections are looked for in this namespace only: {failure}");
+        Elsewhere::Nothing
     });
-    listed.unwrap_or_else(|error| {
-        log::info!("open connections are looked for in /proc, in this namespace only: {error}");
-        let mut peers = sockets::peers(&ports);
-        peers.retain(|peer| is_stopped(peer.remote.ip(), peer.port));
-        peers
-    })
+    open::outsiders(&Search { ports: &ports, elsewhere: &elsewhere, is_stopped: &is_stopped })
 }
 
 /// Refuses to guard, without confirmation, the port of the session that asks for it, or one that outsiders are using and

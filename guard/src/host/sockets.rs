@@ -57,10 +57,9 @@ pub fn listeners(ports: &[GuardedPort]) -> Vec<Listener> {
     sockets.into_iter().map(listener).collect()
 }
 
-/// Who is connected to these ports over TCP in this namespace, from anywhere but loopback: what is known of peers on a kernel
-/// without `sock_diag`. This host's other addresses are among them.
-#[must_use]
-pub fn peers(ports: &[GuardedPort]) -> Vec<Peer> {
+/// Who is connected to these ports over TCP in this namespace, from anywhere but loopback. This host's other addresses are among
+/// them.
+fn peers(ports: &[GuardedPort]) -> Vec<Peer> {
     let sockets = select(table(), ports, is_peer);
     let owners = owners(sockets.iter().map(|socket| socket.inode));
     let peer = |socket: Socket| Peer {

@@ -11,7 +11,7 @@ use guard_common::packet::Protocol;
 use super::{
     Peer, Process,
     diag::{Connection, Diag, Routes},
-    holders, owners,
+    holders, owners, peers,
 };
 use crate::{
     host::netns::{self, Namespace},
@@ -65,14 +65,19 @@ pub struct Search<'a> {
 }
 
 /// Those whose open connections to guarded ports the policy stops.
-///
-/// # Errors
-/// When the kernel does not list those of this namespace. What can't be listed elsewhere is logged.
-pub fn outsiders(search: &Search<'_>) -> io::Result<Vec<Peer>> {
-    let found = find(search)?;
-    let owners = owners_of(&found);
-    let connections = found.into_iter().flat_map(|place| place.connections);
-    Ok(connections.filter_map(|connection| peer(&connection, &owners)).collect())
+#[must_use]
+pub fn outsiders(search: &Search<'_>) -> Vec<Peer> {
+    match find(search) {
+        Ok(found) => {
+            let owners = owners_of(&found);
+            let connections = found.into_iter().flat_map(|place| place.connections);
+            connections.filter_map(|connection| peer(&connection, &owners)).collect()
+        }
+        Err(error) => {
+            log::info!("{}: /proc shows those of this namespace", not_listed(&error));
+            search.shown_in_proc()
+        }
+    }
 }
 
 /// Ends the open connections to guarded ports that the policy stops. It must be in force: nobody comes back then.
@@ -81,10 +86,14 @@ pub fn cut(search: &Search<'_>) -> Cut {
     let found = match find(search) {
         Ok(found) => found,
         Err(error) => {
-            let problem = format!(
-                "open connections could not be listed ({error}): those of outsiders get no more packets through, and are not ended"
-            );
-            return Cut { peers: Vec::new(), problems: vec![problem] };
+            let mut cut = Cut::default();
+            if !search.shown_in_proc().is_empty() {
+                cut.problems.push(format!(
+                    "open connections of outsiders are silenced, and not ended ({})",
+                    not_listed(&error)
+                ));
+            }
+            return cut;
         }
     };
     // Asked before: a service that finds its connection ended may close it at once.
@@ -107,6 +116,15 @@ fn not_ended(error: &io::Error) -> String {
         error.to_string()
     };
     format!("open connections of outsiders are silenced, and not ended ({why})")
+}
+
+fn not_listed(error: &io::Error) -> String {
+    if error.raw_os_error() == Some(libc::ENOENT) {
+        "this kernel lists no connections: it has neither CONFIG_INET_DIAG nor its module"
+            .to_owned()
+    } else {
+        format!("connections could not be listed: {error}")
+    }
 }
 
 /// Connections of one namespace.
@@ -149,6 +167,13 @@ fn within<T: Send>(
 }
 
 impl Search<'_> {
+    /// What is left to know on a kernel without `sock_diag`.
+    fn shown_in_proc(&self) -> Vec<Peer> {
+        let mut peers = peers(self.ports);
+        peers.retain(|peer| (self.is_stopped)(peer.remote.ip(), peer.port));
+        peers
+    }
+
     /// In the thread's namespace.
     fn list(&self, is_elsewhere: bool) -> io::Result<Vec<Connection>> {
         let mut diag = Diag::open()?;
@@ -351,13 +376,17 @@ mod tests {
         assert!(text.contains("CONFIG_INET_DIAG_DESTROY is off"), "{text}");
         let text = not_ended(&io::Error::from_raw_os_error(libc::EPERM));
         assert!(text.contains("silenced, and not ended (Operation not permitted"), "{text}");
+        let text = not_listed(&io::Error::from_raw_os_error(libc::ENOENT));
+        assert!(text.contains("CONFIG_INET_DIAG"), "{text}");
+        let text = not_listed(&io::Error::from_raw_os_error(libc::EMFILE));
+        assert!(text.contains("Too many open files"), "{text}");
     }
 
     #[test]
     fn nobody_is_outside_where_no_port_is_guarded() {
         let everything =
             Search { ports: &[], elsewhere: &Elsewhere::Nothing, is_stopped: &|_, _| true };
-        assert!(outsiders(&everything).unwrap().is_empty());
+        assert!(outsiders(&everything).is_empty());
         assert_eq!(cut(&everything), Cut::default());
     }
 }
