@@ -6,6 +6,7 @@
 //! same to their sources share one. Two prefixes that add the same effects below the same surroundings are resolved
 //! once, so that a set of a hundred thousand prefixes costs little more than sorting it.
 
+mod answers;
 mod timeline;
 
 #[cfg(test)]

@@ -24,13 +24,17 @@ use crate::{
     engine::{Engine, Place},
     events::{self, BootClock, Hub},
     host::netlink,
-    kernel::{KernelError, lock::Lock, ring::EventRing},
+    kernel::{KernelError, lock::Lock, probe, ring::EventRing},
     output, startup,
     state::RunFlags,
 };
 
 /// Bursts of network changes shorter than this are taken as one.
 const SETTLE: Duration = Duration::from_millis(200);
+
+/// Ends are looked for at least this often: they are in boot time, which goes on while the machine is suspended, and timers do
+/// not.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// Runs until SIGTERM, SIGINT, or `guard down`.
 ///
@@ -99,6 +103,7 @@ async fn serve(
         .map_err(|error| cannot(error.into()))?;
     tasks.spawn(report_attempts(ring, hub));
     tasks.spawn(follow_network(engine.clone()));
+    tasks.spawn(cut_at_ends(engine.clone()));
     tasks.spawn(reload_on_hangup(engine, signal(SignalKind::hangup()).map_err(cannot)?));
 
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
@@ -163,6 +168,34 @@ async fn follow_network(engine: Arc<Mutex<Engine>>) {
             Ok(Ok(notes)) => notes.iter().for_each(|note| log::info!("{note}")),
             Ok(Err(failure)) => log::error!("{failure}; the policy in force is as it was"),
             Err(error) => log::error!("{error}"),
+        }
+    }
+}
+
+/// Ends connections when what let them in has ended in the kernel: an allow, or the time of observing.
+async fn cut_at_ends(engine: Arc<Mutex<Engine>>) {
+    let mut policies = lock(&engine).policies();
+    let mut since_ns = probe::boot_ns();
+    loop {
+        let asked = engine.clone();
+        let mut pause = LONGEST_PAUSE;
+        match spawn_blocking(move || lock(&asked).cut_ended(since_ns)).await {
+            Ok(Ok(ended)) => {
+                ended.notes.iter().for_each(|note| log::info!("{note}"));
+                since_ns = ended.until_ns;
+                if let Some(next_ns) = ended.next_ns {
+                    let left_ns = next_ns.saturating_sub(probe::boot_ns());
+                    pause = pause.min(Duration::from_nanos(left_ns));
+                }
+            }
+            Ok(Err(failure)) => log::error!("{failure}"),
+            Err(error) => log::error!("{error}"),
+        }
+        tokio::select! {
+            () = sleep(pause) => {}
+            changed = policies.changed() => if changed.is_err() {
+                return;
+            },
         }
     }
 }

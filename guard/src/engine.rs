@@ -4,6 +4,7 @@
 //! changed copy of the rules is compiled, put in force, and only then kept.
 
 mod coverage;
+mod cutting;
 mod facts;
 mod settings;
 mod start;
@@ -20,7 +21,9 @@ use guard_common::{
     verdict::Hook,
 };
 use jiff::Timestamp;
+use tokio::sync::watch;
 
+pub use self::cutting::Ended;
 use self::{
     facts::{Facts, documentation_address},
     settings::Settings,
@@ -79,6 +82,8 @@ pub struct Engine {
     /// reload say anew which ports are.
     keeps_ports: bool,
     is_daemon: bool,
+    /// Counts the policies put in force.
+    policies: watch::Sender<u64>,
     _lock: Lock,
 }
 
@@ -110,6 +115,7 @@ impl Engine {
             in_force: None,
             keeps_ports: true,
             is_daemon: false,
+            policies: watch::Sender::new(0),
             _lock: lock,
         })
     }
@@ -152,6 +158,7 @@ impl Engine {
             let terms = self.terms(&input, &self.settings, &self.state)?;
             let generation = self.put(input, terms)?;
             log::debug!("generation {generation:?} follows the network");
+            notes.extend(cutting::notes(&self.cut()));
         }
         Ok(notes)
     }
@@ -200,6 +207,7 @@ impl Engine {
         };
         let generation = maps.put_in_force(&tables, terms)?;
         self.in_force = Some(input);
+        self.policies.send_modify(|policies| *policies += 1);
         Ok(Some(generation))
     }
 
@@ -269,6 +277,7 @@ impl Engine {
         rules: Vec<RuleView>,
         mut notes: Vec<String>,
     ) -> Change {
+        notes.extend(cutting::notes(&self.cut()));
         if generation.is_none() {
             notes.push("nothing is loaded: this holds from the next `guard run` on".to_owned());
         } else if !self.is_daemon {
@@ -465,7 +474,8 @@ impl Engine {
         let policy = self.policy(settings, &self.state)?;
         let input = self.input(&policy, &facts)?;
         if self.maps.is_some() {
-            start::check_sessions(&self.newly_guarded(settings)?, &input, false)?;
+            let tables = compile::compile(&input)?;
+            start::check_sessions(&self.newly_guarded(settings)?, &tables, settings, false)?;
         }
         self.change(settings, self.state.clone())
     }

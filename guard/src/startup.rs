@@ -21,8 +21,10 @@ pub struct Startup {
     pub status: Status,
     /// Sockets that other machines could reach until now.
     pub exposed: Vec<Listener>,
-    /// Open connections of sources that the policy does not allow.
+    /// Connections of sources that the policy does not allow, as they were open before it was in force.
     pub peers: Vec<Peer>,
+    /// Those of them that were ended.
+    pub cut: Vec<Peer>,
     pub rules: Vec<RuleView>,
     /// Containers and virtual machines on local bridges are allowed.
     pub containers: bool,
@@ -57,7 +59,7 @@ pub fn render(startup: &Startup, view: &View) -> String {
     places.push(vec!["backstop".to_owned(), backstop(&status.backstop)]);
     page.block(&columns(&places));
     exposed(startup, observes, view, &mut page);
-    peers(&startup.peers, observes, view, &mut page);
+    peers(startup, observes, view, &mut page);
     allowed(startup, observes, view, &mut page);
     native(&startup.native, &mut page);
     outlook(status, view, &mut page);
@@ -117,8 +119,9 @@ fn process(process: Option<&Process>) -> String {
     }
 }
 
-/// Those who are connected now and may not be, each with the command that keeps it.
-fn peers(peers: &[Peer], observes: bool, view: &View, page: &mut Page) {
+/// Those who are connected and may not be, each with the command that lets it in.
+fn peers(startup: &Startup, observes: bool, view: &View, page: &mut Page) {
+    let peers = if startup.cut.is_empty() { &startup.peers } else { &startup.cut };
     if peers.is_empty() {
         return;
     }
@@ -129,11 +132,13 @@ fn peers(peers: &[Peer], observes: bool, view: &View, page: &mut Page) {
     }
     let heading = if observes {
         "connected now, and cut once guard enforces; to keep one:".to_owned()
-    } else {
+    } else if startup.cut.is_empty() {
         format!(
             "{} these connections get no more packets through; to keep one:",
             view.notable("cut:")
         )
+    } else {
+        format!("{} these connections were ended; to let one in again:", view.notable("cut:"))
     };
     page.line(heading);
     let sources: Vec<(IpAddr, Vec<&Peer>)> = by_source.into_iter().collect();
@@ -216,11 +221,13 @@ fn outlook(status: &Status, view: &View, page: &mut Page) {
 
 #[cfg(test)]
 mod tests {
+    use guard_common::packet::Protocol;
+
     use super::*;
     use crate::{
         control::{BackstopStatus, EventTotals, InterfaceStatus},
         output::text::tests::view,
-        rule::{Origin, RuleId},
+        rule::{GuardedPort, Origin, RuleId},
     };
 
     fn status() -> Status {
@@ -268,6 +275,7 @@ mod tests {
 
     fn peer(remote: &str) -> Peer {
         Peer {
+            port: GuardedPort { protocol: Protocol::Tcp, number: 11434 },
             local: "[::]:11434".parse().unwrap(),
             remote: remote.parse().unwrap(),
             process: Some(ollama()),
@@ -288,6 +296,12 @@ mod tests {
         }
     }
 
+    fn open_connections() -> Vec<Peer> {
+        ["[::ffff:203.0.113.9]:50000", "203.0.113.9:50001", "[2001:db8::7]:50002"]
+            .map(peer)
+            .to_vec()
+    }
+
     fn first_start() -> Startup {
         Startup {
             status: status(),
@@ -295,11 +309,8 @@ mod tests {
                 local: "0.0.0.0:11434".parse().unwrap(),
                 process: Some(ollama()),
             }],
-            peers: vec![
-                peer("[::ffff:203.0.113.9]:50000"),
-                peer("203.0.113.9:50001"),
-                peer("[2001:db8::7]:50002"),
-            ],
+            peers: open_connections(),
+            cut: open_connections(),
             rules: vec![
                 RuleView {
                     comment: Some("office".into()),
@@ -323,7 +334,7 @@ mod tests {
                wg0       tunnel   tcx\n  \
                backstop  at every socket of this machine (/sys/fs/cgroup)\n\
              was exposed until now: ollama (pid 812) on 0.0.0.0:11434\n\
-             cut: these connections get no more packets through; to keep one:\n  \
+             cut: these connections were ended; to let one in again:\n  \
                203.0.113.9  2 connections to ollama (pid 812)  guard allow 203.0.113.9\n  \
                2001:db8::7  1 connection to ollama (pid 812)   guard allow 2001:db8::7\n\
              allowed: this machine, its containers and 1 allow rule (less 1 deny rule)\n  \
@@ -339,6 +350,7 @@ mod tests {
         let quiet = Startup {
             exposed: Vec::new(),
             peers: Vec::new(),
+            cut: Vec::new(),
             rules: Vec::new(),
             containers: false,
             native: Vec::new(),
@@ -357,10 +369,22 @@ mod tests {
     }
 
     #[test]
+    fn what_could_not_be_ended_is_silenced() {
+        let startup = Startup { cut: Vec::new(), ..first_start() };
+        let text = render(&startup, &view());
+        assert!(
+            text.contains("cut: these connections get no more packets through; to keep one:\n"),
+            "{text}"
+        );
+        assert!(text.contains("guard allow 2001:db8::7\n"), "{text}");
+    }
+
+    #[test]
     fn observing_says_that_nothing_is_dropped() {
         let mut startup = first_start();
         startup.status.enforcement = Enforcement::Observe;
         startup.status.mode = Mode::Observe;
+        startup.cut.clear();
         let text = render(&startup, &view());
         assert!(
             text.starts_with("observing: nothing is dropped; attempts on TCP 11434 are counted\n"),
@@ -411,7 +435,7 @@ mod tests {
     #[test]
     fn every_list_is_bounded() {
         let mut startup = first_start();
-        startup.peers = (0..14).map(|n| peer(&format!("203.0.113.{n}:50000"))).collect();
+        startup.cut = (0..14).map(|n| peer(&format!("203.0.113.{n}:50000"))).collect();
         startup.rules = (0..13).map(|_| rule("1", Action::Allow, "192.0.2.7")).collect();
         startup.exposed = vec![startup.exposed[0].clone(); 12];
         startup.status.missing = vec!["x".into(); 11];

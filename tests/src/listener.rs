@@ -17,6 +17,10 @@ pub enum Service {
     Http,
     /// As [`Service::Http`], at a socket that also takes connections to other addresses and ports (`IP_TRANSPARENT`).
     HttpTransparent,
+    /// TCP, sending to whoever is connected without an end, as a model generates.
+    Stream,
+    /// As [`Service::Stream`], at a socket like that of [`Service::HttpTransparent`].
+    StreamTransparent,
     /// UDP, sending every datagram back.
     Echo,
 }
@@ -26,6 +30,8 @@ impl Service {
         match self {
             Self::Http => "http",
             Self::HttpTransparent => "http-transparent",
+            Self::Stream => "stream",
+            Self::StreamTransparent => "stream-transparent",
             Self::Echo => "echo",
         }
     }
@@ -75,16 +81,31 @@ impl Listener {
     #[must_use]
     #[track_caller]
     pub fn reached_by(&self) -> Vec<SocketAddr> {
-        let text = fs::read_to_string(&self.journal)
-            .unwrap_or_else(|error| panic!("{} can't be read: {error}", self.journal.display()));
-        let parse = |line: &str| {
-            let peer: SocketAddr =
-                line.parse().unwrap_or_else(|error| panic!("`{line}` is in the journal: {error}"));
-            // A socket of both families shows an IPv4 host as an IPv4-mapped address.
-            SocketAddr::new(peer.ip().to_canonical(), peer.port())
-        };
-        text.lines().map(parse).collect()
+        self.journal().lines().filter(|line| !line.starts_with(ENDED)).map(parse).collect()
     }
+
+    /// Whose streams ([`Service::Stream`]) it could not send to any more, in order.
+    #[must_use]
+    #[track_caller]
+    pub fn ended(&self) -> Vec<SocketAddr> {
+        self.journal().lines().filter_map(|line| line.strip_prefix(ENDED)).map(parse).collect()
+    }
+
+    #[track_caller]
+    fn journal(&self) -> String {
+        fs::read_to_string(&self.journal)
+            .unwrap_or_else(|error| panic!("{} can't be read: {error}", self.journal.display()))
+    }
+}
+
+/// What a line of the journal begins with that says whose stream is over.
+pub const ENDED: &str = "ended ";
+
+fn parse(peer: &str) -> SocketAddr {
+    let peer: SocketAddr =
+        peer.parse().unwrap_or_else(|error| panic!("`{peer}` is in the journal: {error}"));
+    // A socket of both families shows an IPv4 host as an IPv4-mapped address.
+    SocketAddr::new(peer.ip().to_canonical(), peer.port())
 }
 
 impl Drop for Listener {

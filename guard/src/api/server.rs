@@ -43,7 +43,7 @@ use tokio::{
 
 use super::{Presence, presence};
 use crate::{
-    control::{AddRules, Control, Explain, Failure, FailureKind, RemoveRules, SetMode},
+    control::{AddRules, Change, Control, Explain, Failure, FailureKind, RemoveRules, SetMode},
     events::{Follower, Hub, Line},
 };
 
@@ -297,21 +297,21 @@ async fn add_rules(
     State(shared): State<Shared>,
     Json(request): Json<AddRules>,
 ) -> Result<Response, Problem> {
-    ask(&shared, move |control| control.add_rules(&request)).await
+    change(&shared, move |control| control.add_rules(&request)).await
 }
 
 async fn remove_rules(
     State(shared): State<Shared>,
     Json(request): Json<RemoveRules>,
 ) -> Result<Response, Problem> {
-    ask(&shared, move |control| control.remove_rules(&request)).await
+    change(&shared, move |control| control.remove_rules(&request)).await
 }
 
 async fn set_mode(
     State(shared): State<Shared>,
     Json(request): Json<SetMode>,
 ) -> Result<Response, Problem> {
-    ask(&shared, move |control| control.set_mode(&request)).await
+    change(&shared, move |control| control.set_mode(&request)).await
 }
 
 async fn explain(
@@ -322,7 +322,7 @@ async fn explain(
 }
 
 async fn reload(State(shared): State<Shared>) -> Result<Response, Problem> {
-    ask(&shared, |control| control.reload()).await
+    change(&shared, |control| control.reload()).await
 }
 
 async fn down(
@@ -341,6 +341,19 @@ async fn down(
             stop.send_replace(true);
         });
         Ok(lifted)
+    })
+    .await
+}
+
+/// As [`ask`], and what is worth knowing of the change stands in the log, too.
+async fn change(
+    shared: &Shared,
+    make: impl FnOnce(&mut dyn Control) -> Result<Change, Failure> + Send + 'static,
+) -> Result<Response, Problem> {
+    ask(shared, |control| {
+        let change = make(control)?;
+        change.notes.iter().for_each(|note| log::info!("{note}"));
+        Ok(change)
     })
     .await
 }

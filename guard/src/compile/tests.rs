@@ -270,6 +270,75 @@ fn a_large_set_is_one_row() {
     assert_eq!(tables.ladders.len(), 3);
 }
 
+#[test]
+fn a_peer_is_stopped_where_nothing_lets_it_in_now() {
+    let udp = GuardedPort { protocol: Protocol::Udp, number: 11434 };
+    let mut at_one_port = typed(1, Action::Allow, "192.0.2.7/32", NO_END);
+    at_one_port.ports = vec![tcp(11434)];
+    let input = Input {
+        ports: vec![tcp(11434), tcp(8081)],
+        rules: vec![
+            at_one_port,
+            typed(2, Action::Allow, "2001:db8::/32", 100),
+            typed(3, Action::Deny, "172.17.0.3/32", NO_END),
+        ],
+        local: vec![net("172.17.0.0/16")],
+        guests: vec![],
+    };
+    let tables = compile(&input).unwrap();
+    for (source, port, now_ns, stopped) in [
+        ("192.0.2.7", tcp(11434), 0, false),
+        ("192.0.2.7", tcp(8081), 0, true),
+        ("192.0.2.8", tcp(11434), 0, true),
+        // A mapped address is another one than the IPv4 address in it.
+        ("::ffff:192.0.2.7", tcp(11434), 0, true),
+        ("2001:db8::9", tcp(8081), 99, false),
+        ("2001:db8::9", tcp(8081), 100, true),
+        ("172.17.0.2", tcp(11434), 0, false),
+        ("172.17.0.3", tcp(11434), 0, true),
+        ("127.0.0.1", tcp(11434), 0, false),
+        ("::1", tcp(11434), 0, false),
+        // Nobody guards these.
+        ("192.0.2.8", tcp(22), 0, false),
+        ("192.0.2.8", udp, 0, false),
+    ] {
+        assert_eq!(tables.stops(ip(source), port, now_ns), stopped, "{source} {port} {now_ns}");
+    }
+    assert_eq!(tables.ruling(ip("192.0.2.8"), udp, 0), None);
+    assert_eq!(tables.ruling(ip("192.0.2.8"), tcp(8081), 0), Some(Ruling::NoRule));
+}
+
+#[test]
+fn tables_with_a_row_missing_are_closed() {
+    let input = Input {
+        ports: vec![tcp(11434)],
+        rules: vec![typed(1, Action::Allow, "192.0.2.7/32", NO_END)],
+        ..Input::default()
+    };
+    let mut tables = compile(&input).unwrap();
+    tables.ladders.clear();
+    assert_eq!(tables.ruling(ip("192.0.2.7"), tcp(11434), 0), Some(Ruling::NoRule));
+}
+
+#[test]
+fn the_next_end_is_the_first_that_is_still_to_come() {
+    let input = Input {
+        ports: vec![tcp(11434)],
+        rules: vec![
+            typed(1, Action::Deny, "192.0.2.0/24", 300),
+            typed(2, Action::Allow, "192.0.2.7/32", 200),
+            typed(3, Action::Allow, "2001:db8::/32", NO_END),
+        ],
+        ..Input::default()
+    };
+    let tables = compile(&input).unwrap();
+    for (after_ns, end) in
+        [(0, Some(200)), (199, Some(200)), (200, Some(300)), (300, None), (u64::MAX, None)]
+    {
+        assert_eq!(tables.next_end(after_ns), end, "after {after_ns}");
+    }
+}
+
 /// Few addresses under few roots, so that prefixes nest.
 fn any_prefix() -> impl Strategy<Value = IpNet> {
     let v4 = (select(vec![10u8, 11, 127, 172]), 0..4u8, 0..4u8, 0..=32u8)
@@ -374,6 +443,20 @@ proptest! {
                 prop_assert!(changes >= STEPS, "{} at port {}", source_prefix, port);
             }
             Err(error) => panic!("{error}"),
+        }
+    }
+
+    #[test]
+    fn tables_asked_here_say_what_the_rules_say(input in any_input(), now_ns in 0..60_u64) {
+        let Ok(tables) = compile(&input) else { return Ok(()) };
+        for address in addresses(&input) {
+            prop_assert_eq!(tables.entry(address), lookup(&tables, address));
+            let port = input.ports[0];
+            let expected = oracle(&input, address, port, now_ns);
+            prop_assert_eq!(tables.ruling(address, port, now_ns), Some(expected));
+            let is_let_in = matches!(expected, Ruling::Allow | Ruling::Local);
+            prop_assert_eq!(tables.stops(address, port, now_ns), !is_let_in);
+            prop_assert!(!tables.stops(address, tcp(5), now_ns));
         }
     }
 

@@ -2,16 +2,19 @@
 
 use std::{env, net::IpAddr};
 
-use guard_common::{abi::Ruling, packet::Protocol};
+use guard_common::packet::Protocol;
 
-use super::{Engine, Facts, Settings, coverage};
+use super::{Engine, Facts, Settings, coverage, cutting};
 use crate::{
-    compile::{self, Input},
+    compile::{self, Tables},
     config::{Attach, LocalSources},
     control::{Control, Failure, Status},
     host::{
         reserved_ports,
-        sockets::{self, Peer},
+        sockets::{
+            self, Peer,
+            open::{self, Elsewhere, Search},
+        },
     },
     kernel::{attach::Attacher, load, probe, tables::PolicyMaps},
     output::text::count_of,
@@ -44,9 +47,9 @@ impl Engine {
             policy::check_wide(rule.action, &rule.source, yes)?;
         }
         let input = self.input(&whole, &facts)?;
-        compile::compile(&input)?;
-        check_sessions(&self.newly_guarded(&settings)?, &input, yes)?;
-        let peers = peers_cut(&input);
+        let tables = compile::compile(&input)?;
+        check_sessions(&self.newly_guarded(&settings)?, &tables, &settings, yes)?;
+        let peers = peers_cut(&tables, &settings);
         let exposed = sockets::listeners(&input.ports);
 
         let loaded = load::load(&self.pins)?;
@@ -72,6 +75,8 @@ impl Engine {
         // Again, now that it is known whether there is a backstop to leave the undecidable to.
         self.change(&settings, state)?;
         self.settings = settings;
+        let cut = self.cut();
+        problems.extend(cut.problems.iter().cloned());
 
         for problem in problems {
             log::warn!("{problem}");
@@ -82,6 +87,7 @@ impl Engine {
             status,
             exposed,
             peers,
+            cut: cut.peers,
             rules: self.rules()?,
             containers: self.settings.config.local == LocalSources::HostAndContainers,
             adopted,
@@ -141,10 +147,15 @@ pub fn reserve_ports(settings: &Settings, state: &mut State) -> Option<String> {
 }
 
 /// The connections of outsiders that the policy will stop.
-fn peers_cut(input: &Input) -> Vec<Peer> {
-    let mut peers = sockets::peers(&input.ports);
-    peers.retain(|peer| is_stopped(input, peer.remote.ip(), port_of(peer)));
-    peers
+fn peers_cut(tables: &Tables, settings: &Settings) -> Vec<Peer> {
+    let ports: Vec<GuardedPort> = tables.ports.keys().copied().collect();
+    let now_ns = probe::boot_ns();
+    let is_stopped = |source, port| tables.stops(source, port, now_ns);
+    let elsewhere = cutting::planned(settings).unwrap_or_else(|failure| {
+        log::info!("open connections are looked for in this namespace only: {failure}");
+        Elsewhere::Nothing
+    });
+    open::outsiders(&Search { ports: &ports, elsewhere: &elsewhere, is_stopped: &is_stopped })
 }
 
 /// Refuses to guard, without confirmation, the port of the session that asks for it, or one that outsiders are using and
@@ -152,13 +163,20 @@ fn peers_cut(input: &Input) -> Vec<Peer> {
 ///
 /// # Errors
 /// `NeedsConfirmation` for the first such port.
-pub fn check_sessions(ports: &[GuardedPort], input: &Input, yes: bool) -> Result<(), Failure> {
+pub fn check_sessions(
+    ports: &[GuardedPort],
+    tables: &Tables,
+    settings: &Settings,
+    yes: bool,
+) -> Result<(), Failure> {
     if yes {
         return Ok(());
     }
     let own = env::var("SSH_CONNECTION").ok().and_then(|text| own_session(&text));
-    let own = own.filter(|session| is_stopped(input, session.client, session.port));
-    refuse_to_cut(ports, own, &peers_cut(input))
+    let own = own.filter(|session| {
+        tables.stops(session.client.to_canonical(), session.port, probe::boot_ns())
+    });
+    refuse_to_cut(ports, own, &peers_cut(tables, settings))
 }
 
 /// A session that the command is typed over.
@@ -177,7 +195,7 @@ fn refuse_to_cut(ports: &[GuardedPort], own: Option<Session>, cut: &[Peer]) -> R
                 format!("Run `guard allow {client}` first; `guard run --yes` cuts it off."),
             ));
         }
-        let users: Vec<&Peer> = cut.iter().filter(|peer| port_of(peer) == *port).collect();
+        let users: Vec<&Peer> = cut.iter().filter(|peer| peer.port == *port).collect();
         if let Some(user) = users.first().filter(|_| *port != KNOWN_SERVICE) {
             let remote = user.remote.ip().to_canonical();
             return Err(Failure::needs_confirmation(
@@ -192,16 +210,6 @@ fn refuse_to_cut(ports: &[GuardedPort], own: Option<Session>, cut: &[Peer]) -> R
         }
     }
     Ok(())
-}
-
-/// The guarded port that a connection is to.
-fn port_of(peer: &Peer) -> GuardedPort {
-    GuardedPort { protocol: Protocol::Tcp, number: peer.local.port() }
-}
-
-fn is_stopped(input: &Input, source: IpAddr, port: GuardedPort) -> bool {
-    let (ruling, _) = compile::resolve(input, source.to_canonical(), port, probe::boot_ns());
-    matches!(ruling, Ruling::NoRule | Ruling::Deny)
 }
 
 /// From `SSH_CONNECTION` (sshd(8)): client address, client port, server address, server port.
@@ -220,7 +228,13 @@ mod tests {
     const SSH_OVER_UDP: GuardedPort = GuardedPort { protocol: Protocol::Udp, number: 22 };
 
     fn peer(local: &str, remote: &str) -> Peer {
-        Peer { local: local.parse().unwrap(), remote: remote.parse().unwrap(), process: None }
+        let local: std::net::SocketAddr = local.parse().unwrap();
+        Peer {
+            port: GuardedPort { protocol: Protocol::Tcp, number: local.port() },
+            local,
+            remote: remote.parse().unwrap(),
+            process: None,
+        }
     }
 
     fn refusal(

@@ -5,8 +5,9 @@
 //! (`kernfs_create_root` in `fs/kernfs/dir.c`), and no other directory.
 
 use std::{
+    collections::HashSet,
     fs, io,
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{DirEntryExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
@@ -125,6 +126,29 @@ pub fn unmount_own() -> io::Result<()> {
         Err(Errno::INVAL | Errno::NOENT) | Ok(()) => Ok(()),
         Err(error) => Err(error.into()),
     }
+}
+
+/// The numbers of this cgroup and of all within it.
+///
+/// # Errors
+/// When its directory can't be read.
+pub fn ids_within(path: &Path) -> io::Result<HashSet<u64>> {
+    let mut ids = HashSet::from([fs::metadata(path)?.ino()]);
+    let mut unread = vec![path.to_owned()];
+    while let Some(directory) = unread.pop() {
+        let entries = match fs::read_dir(&directory) {
+            Ok(entries) => entries,
+            // One that was removed meanwhile holds no socket's process.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && directory != path => continue,
+            Err(error) => return Err(error),
+        };
+        for entry in entries.flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) && ids.insert(entry.ino()) {
+                unread.push(entry.path());
+            }
+        }
+    }
+    Ok(ids)
 }
 
 /// What a directory of the tree stands for.
@@ -255,5 +279,18 @@ mod tests {
         let found = at(&below);
         fs::remove_dir(&below).unwrap();
         assert_eq!(found.unwrap(), CgroupRoot { path: below, scope: Scope::Subtree });
+    }
+
+    #[test]
+    fn a_cgroup_s_numbers_are_those_of_all_within_it() {
+        let tree = tempfile::tempdir().unwrap();
+        let within = ["", "a", "a/b", "c"].map(|name| tree.path().join(name));
+        for directory in &within {
+            fs::create_dir_all(directory).unwrap();
+        }
+        fs::write(tree.path().join("a/cgroup.procs"), "1").unwrap();
+        let expected = within.map(|directory| fs::metadata(directory).unwrap().ino());
+        assert_eq!(ids_within(tree.path()).unwrap(), HashSet::from(expected));
+        assert!(ids_within(&tree.path().join("gone")).is_err());
     }
 }

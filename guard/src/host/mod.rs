@@ -5,6 +5,7 @@ pub mod bpffs;
 pub mod cgroup;
 pub mod interfaces;
 pub mod netlink;
+pub mod netns;
 pub mod reserved_ports;
 pub mod sockets;
 

@@ -1,8 +1,11 @@
 //! Which processes listen on guarded ports, and who is connected to them.
 //!
-//! Sockets are those of the calling thread's network namespace; their owners are looked for among all processes that this
+//! Listeners are those of the calling thread's network namespace; owners are looked for among all processes that this
 //! one may look into. A list that can't be read is logged and taken as empty: these are facts to show, and
-//! nothing is enforced by them.
+//! nothing is enforced by them. [`open`] lists connections in other namespaces, too, and ends them.
+
+mod diag;
+pub mod open;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -27,8 +30,10 @@ pub struct Listener {
 }
 
 /// An open connection to a guarded port.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
+    /// The guarded port that the connection is for.
+    pub port: GuardedPort,
     pub local: SocketAddr,
     pub remote: SocketAddr,
     pub process: Option<Process>,
@@ -44,7 +49,7 @@ pub struct Process {
 #[must_use]
 pub fn listeners(ports: &[GuardedPort]) -> Vec<Listener> {
     let sockets = select(table(), ports, is_listener);
-    let owners = owners(&sockets);
+    let owners = owners(sockets.iter().map(|socket| socket.inode));
     let listener = |socket: Socket| Listener {
         local: socket.local,
         process: owners.get(&socket.inode).cloned(),
@@ -52,12 +57,13 @@ pub fn listeners(ports: &[GuardedPort]) -> Vec<Listener> {
     sockets.into_iter().map(listener).collect()
 }
 
-/// Who is connected to these ports over TCP, from anywhere but loopback. This host's other addresses are among them.
-#[must_use]
-pub fn peers(ports: &[GuardedPort]) -> Vec<Peer> {
+/// Who is connected to these ports over TCP in this namespace, from anywhere but loopback. This host's other addresses are among
+/// them.
+fn peers(ports: &[GuardedPort]) -> Vec<Peer> {
     let sockets = select(table(), ports, is_peer);
-    let owners = owners(&sockets);
+    let owners = owners(sockets.iter().map(|socket| socket.inode));
     let peer = |socket: Socket| Peer {
+        port: GuardedPort { protocol: socket.protocol, number: socket.local.port() },
         local: socket.local,
         remote: socket.remote,
         process: owners.get(&socket.inode).cloned(),
@@ -185,24 +191,10 @@ fn read<T: FromReadSI>(name: &str) -> Option<T> {
     }
 }
 
-/// The processes that hold these sockets, by inode; the one with the lowest number where several do.
-fn owners(sockets: &[Socket]) -> HashMap<u64, Process> {
-    let wanted: HashSet<u64> =
-        sockets.iter().map(|socket| socket.inode).filter(|inode| *inode != 0).collect();
+/// The processes that hold the sockets with these inodes; the one with the lowest number where several do.
+fn owners(inodes: impl Iterator<Item = u64>) -> HashMap<u64, Process> {
     let mut owners: HashMap<u64, Process> = HashMap::new();
-    if wanted.is_empty() {
-        return owners;
-    }
-    let processes = match all_processes() {
-        Ok(processes) => processes,
-        Err(error) => {
-            log::warn!("the processes in /proc could not be listed: {error}");
-            return owners;
-        }
-    };
-    // A process may end meanwhile, or be none of ours to look into: it owns nothing, then.
-    for process in processes.flatten() {
-        let Ok((process, held)) = held_by(&process, &wanted) else { continue };
+    for (process, held) in holders(inodes) {
         for inode in held {
             let owner = owners.entry(inode).or_insert_with(|| process.clone());
             if process.pid < owner.pid {
@@ -211,6 +203,26 @@ fn owners(sockets: &[Socket]) -> HashMap<u64, Process> {
         }
     }
     owners
+}
+
+/// Every process that holds some of the sockets with these inodes, and which.
+fn holders(inodes: impl Iterator<Item = u64>) -> Vec<(Process, Vec<u64>)> {
+    let wanted: HashSet<u64> = inodes.filter(|inode| *inode != 0).collect();
+    if wanted.is_empty() {
+        return Vec::new();
+    }
+    match all_processes() {
+        // A process may end meanwhile, or be none of ours to look into: it holds nothing, then.
+        Ok(processes) => processes
+            .flatten()
+            .filter_map(|process| held_by(&process, &wanted).ok())
+            .filter(|(_, held)| !held.is_empty())
+            .collect(),
+        Err(error) => {
+            log::warn!("the processes in /proc could not be listed: {error}");
+            Vec::new()
+        }
+    }
 }
 
 fn held_by(

@@ -103,6 +103,14 @@ impl PolicyMaps {
         self.active_slot()?.map(|slot| self.read_slot(slot)).transpose()
     }
 
+    /// The tables in force, where this process has put them in force.
+    ///
+    /// # Errors
+    /// When a map can't be read.
+    pub fn written_in_force(&self) -> Result<Option<&Tables>, KernelError> {
+        Ok(self.active_slot()?.and_then(|slot| self.written[slot as usize].as_ref()))
+    }
+
     /// The guarded ports in force; none before the first policy.
     ///
     /// # Errors

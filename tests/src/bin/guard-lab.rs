@@ -8,17 +8,23 @@ use std::{
     io::{self, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::Path,
-    process, thread,
+    process,
+    sync::Arc,
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
-use guard_tests::http;
+use guard_tests::{http, listener::ENDED};
 use socket2::{Domain, Socket, Type};
+
+/// The pause of a stream after each of its pieces.
+const BETWEEN_TOKENS: Duration = Duration::from_millis(5);
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [service, address, cgroup, journal] = arguments.as_slice() else {
-        bail!("usage: guard-lab http|http-transparent|echo ADDRESS CGROUP JOURNAL");
+        bail!("usage: guard-lab SERVICE ADDRESS CGROUP JOURNAL");
     };
     let address = address.parse().with_context(|| format!("{address} is not an address"))?;
     let cgroup = Path::new(cgroup).join("cgroup.procs");
@@ -29,8 +35,12 @@ fn main() -> Result<()> {
     match service.as_str() {
         "http" => serve_http(&bind_http(address, false)?, &journal),
         "http-transparent" => serve_http(&bind_http(address, true)?, &journal),
+        "stream" => serve_stream(&bind_http(address, false)?, journal),
+        "stream-transparent" => serve_stream(&bind_http(address, true)?, journal),
         "echo" => serve_echo(&UdpSocket::bind(address)?, &journal),
-        other => bail!("{other} is no service: it is http, http-transparent or echo"),
+        other => bail!(
+            "{other} is no service: it is http, http-transparent, stream, stream-transparent or echo"
+        ),
     }
 }
 
@@ -92,6 +102,22 @@ fn answer(mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
+fn serve_stream(listener: &TcpListener, journal: Journal) -> Result<()> {
+    say_ready()?;
+    let journal = Arc::new(journal);
+    loop {
+        let (mut stream, peer) = listener.accept()?;
+        journal.write(peer)?;
+        let journal = Arc::clone(&journal);
+        thread::spawn(move || -> io::Result<()> {
+            while stream.write_all(b"token ").is_ok() {
+                thread::sleep(BETWEEN_TOKENS);
+            }
+            journal.write_line(&format!("{ENDED}{peer}"))
+        });
+    }
+}
+
 fn serve_echo(socket: &UdpSocket, journal: &Journal) -> Result<()> {
     say_ready()?;
     let mut buffer = [0; 1024];
@@ -119,6 +145,10 @@ impl Journal {
 
     /// In one write, before anything is answered: who has an answer finds itself in the journal.
     fn write(&self, peer: SocketAddr) -> io::Result<()> {
-        (&self.file).write_all(format!("{peer}\n").as_bytes())
+        self.write_line(&peer.to_string())
+    }
+
+    fn write_line(&self, line: &str) -> io::Result<()> {
+        (&self.file).write_all(format!("{line}\n").as_bytes())
     }
 }
