@@ -21,6 +21,7 @@ pub mod listener;
 pub mod lock;
 pub mod machine;
 pub mod product;
+pub mod rows;
 pub mod wait;
 pub mod wire;
 

@@ -4,19 +4,22 @@ use std::{
     io,
     mem::size_of,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    ops::Range,
     os::fd::{AsRawFd, OwnedFd},
+    time::{Duration, Instant},
 };
 
 use etherparse::{
-    IpFragOffset, IpHeaders, Ipv4Header, Ipv6FragmentHeader, Ipv6Header, PacketBuilder,
-    PacketBuilderStep, ip_number,
+    IpFragOffset, IpHeaders, Ipv4Header, Ipv4Options, Ipv6FragmentHeader, Ipv6Header, NetSlice,
+    PacketBuilder, PacketBuilderStep, SlicedPacket, TcpHeader, TcpOptionElement, TransportSlice,
+    ip_number,
 };
 use rustix::{
     fd::AsFd,
-    net::{AddressFamily, SocketType, netdevice},
+    net::{AddressFamily, RecvFlags, SocketType, netdevice, sockopt::Timeout},
 };
 
-use crate::machine::Machine;
+use crate::{http, machine::Machine, wait::PATIENCE};
 
 /// An Ethernet address.
 pub type Mac = [u8; 6];
@@ -26,10 +29,15 @@ const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERTYPE_VLAN: u16 = 0x8100;
 
+/// What a packet looks like on the wire: for each packet of a conversation, the frames that carry it. Each is what stands behind
+/// the two Ethernet addresses, from the `EtherType` on.
+pub type Shape = Box<dyn Fn(&[u8]) -> Vec<Vec<u8>>>;
+
 /// One end of a link, to put frames on it.
 #[derive(Debug)]
 pub struct Wire {
     socket: OwnedFd,
+    ear: OwnedFd,
     from: Mac,
     to: Mac,
 }
@@ -39,51 +47,170 @@ impl Wire {
     #[must_use]
     #[track_caller]
     pub fn open(machine: &Machine, interface: &str, from: Mac, to: Mac) -> Self {
-        let socket = machine.inside(|| packet_socket(interface));
-        let socket = socket.unwrap_or_else(|error| {
+        let sockets = machine.inside(|| {
+            io::Result::Ok((
+                packet_socket(interface, 0)?,
+                packet_socket(interface, EVERY_PROTOCOL)?,
+            ))
+        });
+        let (socket, ear) = sockets.unwrap_or_else(|error| {
             panic!("{interface} of {} can't be opened: {error}", machine.netns())
         });
-        Self { socket, from, to }
+        Self { socket, ear, from, to }
     }
 
     /// Sends an IP packet.
     #[track_caller]
     pub fn send(&self, packet: &[u8]) {
-        self.send_frame(&self.frame(ethertype(packet), packet));
+        self.put(&plain(packet));
     }
 
     /// Sends an IP packet behind a VLAN tag (IEEE 802.1Q). Tag 0 is a priority tag: any host takes such a frame as untagged.
     #[track_caller]
     pub fn send_tagged(&self, vlan: u16, packet: &[u8]) {
-        let mut tagged = vlan.to_be_bytes().to_vec();
-        tagged.extend(ethertype(packet).to_be_bytes());
-        tagged.extend(packet);
-        self.send_frame(&self.frame(ETHERTYPE_VLAN, &tagged));
+        self.put(&tagged(&[vlan], packet));
     }
 
-    fn frame(&self, ether_type: u16, payload: &[u8]) -> Vec<u8> {
-        let mut frame = [self.to, self.from].concat();
-        frame.extend(ether_type.to_be_bytes());
-        frame.extend(payload);
-        frame
-    }
-
+    /// Sends an IP packet in this shape.
     #[track_caller]
-    fn send_frame(&self, frame: &[u8]) {
-        let sent = rustix::io::write(&self.socket, frame).unwrap_or_else(|error| {
+    pub fn send_as(&self, shape: &Shape, packet: &[u8]) {
+        for frame in shape(packet) {
+            self.put(&frame);
+        }
+    }
+
+    /// Puts a frame on the wire: what stands behind its addresses.
+    #[track_caller]
+    pub fn put(&self, behind_addresses: &[u8]) {
+        let frame = [&self.to[..], &self.from, behind_addresses].concat();
+        let sent = rustix::io::write(&self.socket, &frame).unwrap_or_else(|error| {
             panic!("a frame of {} bytes can't be sent: {error}", frame.len())
         });
         assert_eq!(sent, frame.len(), "a frame was cut short");
     }
+
+    /// Opens a TCP connection with packets of this shape and asks for `/`: [`CALL_PACKETS`] packets.
+    ///
+    /// `from` may be any address whose packets the other end sends this way, and that is nobody's: no kernel answers for it.
+    #[must_use]
+    #[track_caller]
+    pub fn call(&self, from: SocketAddr, to: SocketAddr, shape: &Shape) -> bool {
+        self.forget();
+        self.send_as(shape, &opening(from, to));
+        let Some(welcome) = self.hear(|heard| heard.is_reply(from, to) && heard.syn && heard.ack)
+        else {
+            return false;
+        };
+        let ask = ip(from.ip(), to.ip())
+            .tcp(from.port(), to.port(), FIRST_SEQUENCE + 1, 1024)
+            .ack(welcome.sequence.wrapping_add(1))
+            .psh();
+        self.send_as(shape, &written(ask, http::REQUEST));
+        self.hear(|heard| {
+            heard.is_reply(from, to) && heard.payload.ends_with(http::BODY.as_bytes())
+        })
+        .is_some()
+    }
+
+    /// Sends a datagram of this shape, and waits for its echo.
+    #[must_use]
+    #[track_caller]
+    pub fn call_udp(&self, from: SocketAddr, to: SocketAddr, shape: &Shape) -> bool {
+        self.forget();
+        self.send_as(shape, &datagram(from, to));
+        self.hear(|heard| heard.is_reply(from, to) && heard.payload == DATAGRAM).is_some()
+    }
+
+    /// Makes room for what is to be heard.
+    fn forget(&self) {
+        while rustix::net::recv(&self.ear, &mut [0; 1][..], RecvFlags::DONTWAIT).is_ok() {}
+    }
+
+    /// Waits for a packet from the other end.
+    fn hear(&self, is_it: impl Fn(&Heard) -> bool) -> Option<Heard> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut frame = vec![0; 65536];
+        while Instant::now() < deadline {
+            let Ok(length) = rustix::io::read(&self.ear, &mut frame[..]) else {
+                continue;
+            };
+            if let Some(heard) = Heard::read(&frame[..length])
+                && is_it(&heard)
+            {
+                return Some(heard);
+            }
+        }
+        None
+    }
 }
 
-/// A socket that sends whole frames by one interface, and receives nothing.
-fn packet_socket(interface: &str) -> io::Result<OwnedFd> {
+/// Packets that [`Wire::call`] sends.
+pub const CALL_PACKETS: u64 = 2;
+
+const FIRST_SEQUENCE: u32 = 1000;
+const DATAGRAM: &[u8] = b"hello";
+
+/// A TCP or UDP packet that came over a wire.
+#[derive(Debug)]
+struct Heard {
+    from_port: u16,
+    to: SocketAddr,
+    syn: bool,
+    ack: bool,
+    sequence: u32,
+    payload: Vec<u8>,
+}
+
+impl Heard {
+    fn read(frame: &[u8]) -> Option<Self> {
+        let sliced = SlicedPacket::from_ethernet(frame).ok()?;
+        let to: IpAddr = match sliced.net? {
+            NetSlice::Ipv4(packet) => packet.header().destination_addr().into(),
+            NetSlice::Ipv6(packet) => packet.header().destination_addr().into(),
+            NetSlice::Arp(_) => return None,
+        };
+        match sliced.transport? {
+            TransportSlice::Tcp(tcp) => Some(Self {
+                from_port: tcp.source_port(),
+                to: (to, tcp.destination_port()).into(),
+                syn: tcp.syn(),
+                ack: tcp.ack(),
+                sequence: tcp.sequence_number(),
+                payload: tcp.payload().to_vec(),
+            }),
+            TransportSlice::Udp(udp) => Some(Self {
+                from_port: udp.source_port(),
+                to: (to, udp.destination_port()).into(),
+                syn: false,
+                ack: false,
+                sequence: 0,
+                payload: udp.payload().to_vec(),
+            }),
+            _ => None,
+        }
+    }
+
+    /// By the ports: NAT and source routes may change addresses. Nobody else in a lab uses a stranger's port.
+    fn is_reply(&self, from: SocketAddr, to: SocketAddr) -> bool {
+        (self.from_port, self.to.port()) == (to.port(), from.port())
+            && self.to.is_ipv4() == from.is_ipv4()
+    }
+}
+
+/// `ETH_P_ALL` of include/uapi/linux/if_ether.h.
+const EVERY_PROTOCOL: u16 = 3;
+
+/// How long one look for a packet takes.
+const LISTENING: Duration = Duration::from_millis(50);
+
+/// A socket that sends whole frames by one interface, and receives those of this protocol; 0 is none.
+fn packet_socket(interface: &str, protocol: u16) -> io::Result<OwnedFd> {
     let socket = rustix::net::socket(AddressFamily::PACKET, SocketType::RAW, None)?;
     let index = netdevice::name_to_index(socket.as_fd(), interface)?;
+    rustix::net::sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(LISTENING))?;
     let address = libc::sockaddr_ll {
         sll_family: libc::AF_PACKET.cast_unsigned().try_into().map_err(io::Error::other)?,
-        sll_protocol: 0,
+        sll_protocol: protocol.to_be(),
         sll_ifindex: index.try_into().map_err(io::Error::other)?,
         sll_hatype: 0,
         sll_pkttype: 0,
@@ -97,6 +224,25 @@ fn packet_socket(interface: &str) -> io::Result<OwnedFd> {
         return Err(io::Error::last_os_error());
     }
     Ok(socket)
+}
+
+/// A packet in a frame of its own.
+#[must_use]
+pub fn plain(packet: &[u8]) -> Vec<u8> {
+    tagged(&[], packet)
+}
+
+/// A packet in a frame of its own, behind these VLAN tags.
+#[must_use]
+pub fn tagged(tags: &[u16], packet: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::new();
+    for tag in tags {
+        frame.extend(ETHERTYPE_VLAN.to_be_bytes());
+        frame.extend(tag.to_be_bytes());
+    }
+    frame.extend(ethertype(packet).to_be_bytes());
+    frame.extend(packet);
+    frame
 }
 
 #[track_caller]
@@ -114,12 +260,41 @@ pub fn syn(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
     syn_with_data(from, to, &[])
 }
 
+/// As [`syn`], with the options an ordinary host sends but the timestamps: 32 bytes of TCP header.
+#[must_use]
+#[track_caller]
+pub fn opening(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+    use TcpOptionElement::{
+        MaximumSegmentSize, Noop, SelectiveAcknowledgementPermitted, WindowScale,
+    };
+    let options = [
+        MaximumSegmentSize(1000),
+        Noop,
+        WindowScale(7),
+        Noop,
+        Noop,
+        SelectiveAcknowledgementPermitted,
+    ];
+    let packet = ip(from.ip(), to.ip())
+        .tcp(from.port(), to.port(), FIRST_SEQUENCE, 1024)
+        .syn()
+        .options(&options)
+        .unwrap_or_else(|error| panic!("these TCP options do not fit: {error}"));
+    written(packet, &[])
+}
+
+#[track_caller]
+fn written(packet: PacketBuilderStep<TcpHeader>, data: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    packet
+        .write(&mut bytes, data)
+        .unwrap_or_else(|error| panic!("no TCP packet can be made: {error}"));
+    bytes
+}
+
 #[track_caller]
 fn syn_with_data(from: SocketAddr, to: SocketAddr, data: &[u8]) -> Vec<u8> {
-    let packet = ip(from.ip(), to.ip()).tcp(from.port(), to.port(), 1, 1024).syn();
-    let mut bytes = Vec::new();
-    packet.write(&mut bytes, data).unwrap_or_else(|error| panic!("no SYN can be made: {error}"));
-    bytes
+    written(ip(from.ip(), to.ip()).tcp(from.port(), to.port(), 1, 1024).syn(), data)
 }
 
 /// The first packet of a TCP connection, in two fragments: the first ends as early as a host accepts.
@@ -141,7 +316,7 @@ pub fn datagram(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
     let packet = ip(from.ip(), to.ip()).udp(from.port(), to.port());
     let mut bytes = Vec::new();
     packet
-        .write(&mut bytes, b"hello")
+        .write(&mut bytes, DATAGRAM)
         .unwrap_or_else(|error| panic!("no datagram can be made: {error}"));
     bytes
 }
@@ -162,50 +337,174 @@ fn ip(from: IpAddr, to: IpAddr) -> PacketBuilderStep<IpHeaders> {
 /// Cuts an IP packet without options or extension headers in two, `at` bytes (a multiple of 8) behind its IP header.
 #[track_caller]
 fn fragments(packet: &[u8], at: usize) -> [Vec<u8>; 2] {
-    let offset = u16::try_from(at / 8).ok().and_then(|offset| IpFragOffset::try_new(offset).ok());
-    let offset = offset.unwrap_or_else(|| panic!("{at} is too far for a fragment"));
-    let cut = match packet[0] >> 4 {
-        6 => fragments_v6(packet, at, offset),
-        _ => fragments_v4(packet, at, offset),
-    };
-    cut.unwrap_or_else(|error| panic!("the packet can't be cut in two: {error}"))
+    let end = payload(packet).len();
+    [fragment(packet, 0..at), fragment(packet, at..end)]
 }
 
-fn fragments_v4(packet: &[u8], at: usize, offset: IpFragOffset) -> anyhow::Result<[Vec<u8>; 2]> {
+/// What stands behind an IP header without options.
+#[must_use]
+pub fn payload(packet: &[u8]) -> &[u8] {
+    let header = if packet[0] >> 4 == 6 { Ipv6Header::LEN } else { Ipv4Header::MIN_LEN };
+    &packet[header..]
+}
+
+/// A fragment of an IP packet without options or extension headers: these bytes of what stands behind its IP header, from a
+/// multiple of 8 on.
+#[must_use]
+#[track_caller]
+pub fn fragment(packet: &[u8], bytes: Range<usize>) -> Vec<u8> {
+    let offset = u16::try_from(bytes.start / 8).ok().and_then(|at| IpFragOffset::try_new(at).ok());
+    let offset = offset.unwrap_or_else(|| panic!("{} is too far for a fragment", bytes.start));
+    let more = bytes.end < payload(packet).len();
+    let made = match packet[0] >> 4 {
+        6 => fragment_v6(packet, bytes, offset, more),
+        _ => fragment_v4(packet, bytes, offset, more),
+    };
+    made.unwrap_or_else(|error| panic!("no fragment can be made of the packet: {error}"))
+}
+
+/// Of every packet another, so that a host never puts two packets together: what is sent for the first must not meet the second.
+fn identification(packet: &[u8]) -> u16 {
+    packet.iter().fold(7, |sum: u16, byte| sum.rotate_left(3).wrapping_add((*byte).into()))
+}
+
+fn fragment_v4(
+    packet: &[u8],
+    bytes: Range<usize>,
+    fragment_offset: IpFragOffset,
+    more_fragments: bool,
+) -> anyhow::Result<Vec<u8>> {
     let (whole, payload) = Ipv4Header::from_slice(packet)?;
-    let (front, back) = payload.split_at(at);
-    let part = |payload: &[u8], fragment_offset, more_fragments| {
-        let mut header = Ipv4Header {
-            identification: 7,
-            dont_fragment: false,
-            more_fragments,
-            fragment_offset,
-            ..whole.clone()
-        };
-        header.set_payload_len(payload.len())?;
-        let mut bytes = Vec::new();
-        header.write(&mut bytes)?;
-        bytes.extend(payload);
-        anyhow::Ok(bytes)
+    let mut header = Ipv4Header {
+        identification: identification(packet),
+        dont_fragment: false,
+        more_fragments,
+        fragment_offset,
+        ..whole
     };
-    Ok([part(front, IpFragOffset::ZERO, true)?, part(back, offset, false)?])
+    header.set_payload_len(bytes.len())?;
+    let mut made = Vec::new();
+    header.write(&mut made)?;
+    made.extend(&payload[bytes]);
+    Ok(made)
 }
 
-fn fragments_v6(packet: &[u8], at: usize, offset: IpFragOffset) -> anyhow::Result<[Vec<u8>; 2]> {
+fn fragment_v6(
+    packet: &[u8],
+    bytes: Range<usize>,
+    offset: IpFragOffset,
+    more_fragments: bool,
+) -> anyhow::Result<Vec<u8>> {
     let (whole, payload) = Ipv6Header::from_slice(packet)?;
-    let (front, back) = payload.split_at(at);
-    let part = |payload: &[u8], fragment_offset, more_fragments| {
-        let fragment =
-            Ipv6FragmentHeader::new(whole.next_header, fragment_offset, more_fragments, 7);
-        let mut header = Ipv6Header { next_header: ip_number::IPV6_FRAG, ..whole.clone() };
-        header.set_payload_length(Ipv6FragmentHeader::LEN + payload.len())?;
-        let mut bytes = Vec::new();
-        header.write(&mut bytes)?;
-        fragment.write(&mut bytes)?;
-        bytes.extend(payload);
-        anyhow::Ok(bytes)
-    };
-    Ok([part(front, IpFragOffset::ZERO, true)?, part(back, offset, false)?])
+    let fragment = Ipv6FragmentHeader::new(
+        whole.next_header,
+        offset,
+        more_fragments,
+        identification(packet).into(),
+    );
+    let mut header = Ipv6Header { next_header: ip_number::IPV6_FRAG, ..whole };
+    header.set_payload_length(Ipv6FragmentHeader::LEN + bytes.len())?;
+    let mut made = Vec::new();
+    header.write(&mut made)?;
+    fragment.write(&mut made)?;
+    made.extend(&payload[bytes]);
+    Ok(made)
+}
+
+/// An IPv4 packet with these options (RFC 791 section 3.1), a multiple of four bytes.
+#[must_use]
+#[track_caller]
+pub fn with_options(packet: &[u8], options: &[u8]) -> Vec<u8> {
+    let (mut header, payload) = Ipv4Header::from_slice(packet)
+        .unwrap_or_else(|error| panic!("options are for an IPv4 packet: {error}"));
+    header.options = Ipv4Options::try_from(options)
+        .unwrap_or_else(|error| panic!("{options:?} can't be IPv4 options: {error}"));
+    header
+        .set_payload_len(payload.len())
+        .unwrap_or_else(|error| panic!("the packet is too long for options: {error}"));
+    let mut made = Vec::new();
+    header.write(&mut made).unwrap_or_else(|error| panic!("no header can be made: {error}"));
+    made.extend(payload);
+    made
+}
+
+/// An IPv6 extension header (RFC 8200 section 4) that says nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extension {
+    HopByHop,
+    DestinationOptions,
+    /// Destination options of 264 bytes.
+    LongDestinationOptions,
+    /// Type 0, with no segment left (RFC 2460 section 4.4).
+    Routing,
+    /// A segment routing header, with no segment left (RFC 8754 section 2).
+    Segments,
+    /// Of a packet in one fragment (RFC 6946).
+    AtomicFragment,
+    /// RFC 4302 section 2; nobody has the key.
+    Authentication,
+}
+
+impl Extension {
+    const fn number(self) -> u8 {
+        match self {
+            Self::HopByHop => 0,
+            Self::Routing | Self::Segments => 43,
+            Self::AtomicFragment => 44,
+            Self::Authentication => 51,
+            Self::DestinationOptions | Self::LongDestinationOptions => 60,
+        }
+    }
+
+    fn bytes(self, next: u8) -> Vec<u8> {
+        // PadN (RFC 8200 section 4.2) fills a header of options.
+        match self {
+            Self::HopByHop | Self::DestinationOptions => vec![next, 0, 1, 4, 0, 0, 0, 0],
+            Self::LongDestinationOptions => {
+                // An option for experiments (RFC 4727 section 3.2), of which who does not know it takes no notice: padding is not
+                // accepted at such length. One holds 255 bytes at most, so there is a PadN behind it.
+                [&[next, 32, 0x1e, 255][..], &[0; 255], &[1, 3, 0, 0, 0]].concat()
+            }
+            Self::Routing => [&[next, 2, 0, 0, 0, 0, 0, 0][..], &[0xfd; 16]].concat(),
+            Self::Segments => [&[next, 2, 4, 0, 0, 0, 0, 0][..], &[0xfd; 16]].concat(),
+            Self::AtomicFragment => vec![next, 0, 0, 0, 0, 0, 0, 7],
+            Self::Authentication => [&[next, 4, 0, 0][..], &[1; 20]].concat(),
+        }
+    }
+}
+
+/// An IPv6 packet with these extension headers behind its first header.
+#[must_use]
+#[track_caller]
+pub fn with_extensions(packet: &[u8], extensions: &[Extension]) -> Vec<u8> {
+    const NEXT_HEADER: usize = 6;
+    const PAYLOAD_LENGTH: Range<usize> = 4..6;
+    assert_eq!(packet[0] >> 4, 6, "extension headers are for an IPv6 packet");
+    let (header, payload) = packet.split_at(Ipv6Header::LEN);
+    let mut next = header[NEXT_HEADER];
+    let mut behind = payload.to_vec();
+    for extension in extensions.iter().rev() {
+        behind = [extension.bytes(next), behind].concat();
+        next = extension.number();
+    }
+    let length = u16::try_from(behind.len())
+        .unwrap_or_else(|error| panic!("{extensions:?} are too long: {error}"));
+    let mut made = header.to_vec();
+    made[NEXT_HEADER] = next;
+    made[PAYLOAD_LENGTH].copy_from_slice(&length.to_be_bytes());
+    made.extend(behind);
+    made
+}
+
+/// An IP packet of another protocol than TCP and UDP, with this payload.
+#[must_use]
+#[track_caller]
+pub fn of_protocol(from: IpAddr, to: IpAddr, protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    ip(from, to)
+        .write(&mut bytes, protocol.into(), payload)
+        .unwrap_or_else(|error| panic!("no packet of protocol {protocol} can be made: {error}"));
+    bytes
 }
 
 /// A TCP packet whose header says that it is shorter than a TCP header can be (RFC 9293 section 3.1: the data offset).
