@@ -1,6 +1,7 @@
 //! Packets no ordinary socket would send: made by hand, and put on the wire as they are.
 
 use std::{
+    hash::{DefaultHasher, Hash, Hasher},
     io,
     mem::size_of,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -363,9 +364,11 @@ pub fn fragment(packet: &[u8], bytes: Range<usize>) -> Vec<u8> {
     made.unwrap_or_else(|error| panic!("no fragment can be made of the packet: {error}"))
 }
 
-/// Of every packet another, so that a host never puts two packets together: what is sent for the first must not meet the second.
+/// Of every packet another, so that what is left of one is never put together with another.
 fn identification(packet: &[u8]) -> u16 {
-    packet.iter().fold(7, |sum: u16, byte| sum.rotate_left(3).wrapping_add((*byte).into()))
+    let mut hasher = DefaultHasher::new();
+    packet.hash(&mut hasher);
+    (hasher.finish() & 0xffff) as u16
 }
 
 fn fragment_v4(

@@ -1,5 +1,7 @@
 //! Frames of every shape: whatever a packet looks like, it is judged once, or left to the backstop.
 
+use std::{net::SocketAddr, ops::Range};
+
 use guard_common::parse::MAX_EXTENSION_HEADERS;
 use guard_tests::{
     lab::{Lab, OLLAMA, SERVER},
@@ -37,7 +39,7 @@ fn tags_are_looked_behind(attach: Attach) {
     rows::check(&lab, &guard, attach, &listener, &rows);
 }
 
-fn behind_tags(name: &str, to: std::net::SocketAddr, tags: &'static [u16]) -> Row {
+fn behind_tags(name: &str, to: SocketAddr, tags: &'static [u16]) -> Row {
     Row::new(name, to, |packet| vec![wire::tagged(tags, packet)])
 }
 
@@ -113,5 +115,49 @@ fn extension_headers_are_walked(attach: Attach) {
 fn behind(name: &str, extensions: &'static [wire::Extension]) -> Row {
     Row::new(name, SERVER.v6_at(OLLAMA), |packet| {
         vec![wire::plain(&wire::with_extensions(packet, extensions))]
+    })
+}
+
+on_each_hook!(nothing_is_put_together_from_fragments);
+fn nothing_is_put_together_from_fragments(attach: Attach) {
+    let lab = Lab::new(&format!("nothing_is_put_together {attach}"));
+    let listener = lab.serve();
+    let guard = lab.start_guard(attach, "");
+    let v4 = SERVER.v4_at(OLLAMA);
+    let v6 = SERVER.v6_at(OLLAMA);
+    // The first packet's transport header is 32 bytes long. IPv6 wants its first 20 in the first fragment (RFC 8200 section 4.5,
+    // `ipv6frag_thdr_truncated` in net/ipv6/reassembly.c).
+    let rows = [
+        in_fragments("two", v4, &[0..16, 16..END]).at_the_nic(1, 1),
+        in_fragments("two", v6, &[0..24, 24..END]).at_the_nic(1, 1),
+        in_fragments("a tiny first one", v4, &[0..8, 8..END]).at_the_nic(1, 1),
+        in_fragments("a tiny first one", v6, &[0..8, 8..END]).at_the_nic(1, 1).never_arrives(),
+        in_fragments("four tiny ones", v4, &[0..8, 8..16, 16..24, 24..END]).at_the_nic(1, 3),
+        in_fragments("the later one first", v4, &[16..END, 0..16]).at_the_nic(1, 1),
+        in_fragments("the later one first", v6, &[24..END, 0..24]).at_the_nic(1, 1),
+        in_fragments("the first one twice", v4, &[0..16, 0..16, 16..END]).at_the_nic(2, 1),
+        in_fragments("the first one twice", v6, &[0..24, 0..24, 24..END]).at_the_nic(2, 1),
+        in_fragments("the later one twice", v4, &[16..END, 16..END, 0..16]).at_the_nic(1, 2),
+        in_fragments("the later one twice", v6, &[24..END, 24..END, 0..24]).at_the_nic(1, 2),
+        // A host gives up such a packet (RFC 5722, and `inet_frag_queue_insert` in net/ipv4/inet_fragment.c).
+        in_fragments("two that overlap", v4, &[0..24, 16..END]).at_the_nic(1, 1).never_arrives(),
+        in_fragments("two that overlap", v6, &[0..24, 16..END]).at_the_nic(1, 1).never_arrives(),
+        in_fragments("the first one never", v4, &[8..16, 16..END]).at_the_nic(0, 2).never_arrives(),
+        in_fragments("the first one never", v6, &[8..16, 16..END]).at_the_nic(0, 2).never_arrives(),
+        in_fragments("the whole in one", v6, &[0..END]),
+    ];
+    rows::check(&lab, &guard, attach, &listener, &rows);
+}
+
+/// Stands for the end of a packet.
+const END: usize = usize::MAX;
+
+fn in_fragments(name: &str, to: SocketAddr, parts: &'static [Range<usize>]) -> Row {
+    Row::new(format!("fragments: {name}"), to, move |packet| {
+        let end = wire::payload(packet).len();
+        let fragment = |part: &Range<usize>| {
+            wire::plain(&wire::fragment(packet, part.start..part.end.min(end)))
+        };
+        parts.iter().map(fragment).collect()
     })
 }
