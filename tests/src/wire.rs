@@ -25,6 +25,7 @@ use crate::{http, machine::Machine, wait::PATIENCE};
 /// An Ethernet address.
 pub type Mac = [u8; 6];
 
+const ETHERNET_BYTES: usize = 14;
 const HOP_LIMIT: u8 = 64;
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
@@ -49,10 +50,9 @@ impl Wire {
     #[track_caller]
     pub fn open(machine: &Machine, interface: &str, from: Mac, to: Mac) -> Self {
         let sockets = machine.inside(|| {
-            io::Result::Ok((
-                packet_socket(interface, 0)?,
-                packet_socket(interface, EVERY_PROTOCOL)?,
-            ))
+            let socket = packet_socket(interface, 0)?;
+            take_offloads(&socket)?;
+            io::Result::Ok((socket, packet_socket(interface, EVERY_PROTOCOL)?))
         });
         let (socket, ear) = sockets.unwrap_or_else(|error| {
             panic!("{interface} of {} can't be opened: {error}", machine.netns())
@@ -83,7 +83,39 @@ impl Wire {
     /// Puts a frame on the wire: what stands behind its addresses.
     #[track_caller]
     pub fn put(&self, behind_addresses: &[u8]) {
-        let frame = [&self.to[..], &self.from, behind_addresses].concat();
+        self.put_with(&Offload::default(), behind_addresses);
+    }
+
+    /// Sends a TCP packet, as [`stray`] makes it, as the kernel hands it to a NIC that is to cut it into segments of so
+    /// many bytes, and to fill in their checksums.
+    #[track_caller]
+    pub fn send_segmented(&self, packet: &[u8], segment_bytes: u16) {
+        const NEEDS_CHECKSUM: u8 = 1;
+        const TCP_V4: u8 = 1;
+        const TCP_V6: u8 = 4;
+        const TCP_CHECKSUM: u16 = 16;
+        const HOP_BY_HOP_BYTES: usize = 8;
+        let is_v6 = packet[0] >> 4 == 6;
+        let ip_bytes = match (is_v6, packet[6]) {
+            (true, 0) => Ipv6Header::LEN + HOP_BY_HOP_BYTES,
+            (true, _) => Ipv6Header::LEN,
+            (false, _) => Ipv4Header::MIN_LEN,
+        };
+        let transport = (ETHERNET_BYTES + ip_bytes) as u16;
+        let offload = Offload {
+            flags: NEEDS_CHECKSUM,
+            kind: if is_v6 { TCP_V6 } else { TCP_V4 },
+            header_bytes: transport + u16::from(packet[ip_bytes + 12] >> 4) * 4,
+            segment_bytes,
+            checksum_start: transport,
+            checksum_offset: TCP_CHECKSUM,
+        };
+        self.put_with(&offload, &plain(packet));
+    }
+
+    #[track_caller]
+    fn put_with(&self, offload: &Offload, behind_addresses: &[u8]) {
+        let frame = [&offload.bytes()[..], &self.to, &self.from, behind_addresses].concat();
         let sent = rustix::io::write(&self.socket, &frame).unwrap_or_else(|error| {
             panic!("a frame of {} bytes can't be sent: {error}", frame.len())
         });
@@ -150,6 +182,27 @@ pub const CALL_PACKETS: u64 = 2;
 
 const FIRST_SEQUENCE: u32 = 1000;
 const DATAGRAM: &[u8] = b"hello";
+
+/// What a NIC is to do with a frame: `struct virtio_net_hdr` of include/uapi/linux/virtio_net.h, with nothing to do by default.
+#[derive(Debug, Default)]
+struct Offload {
+    flags: u8,
+    kind: u8,
+    header_bytes: u16,
+    segment_bytes: u16,
+    checksum_start: u16,
+    checksum_offset: u16,
+}
+
+impl Offload {
+    fn bytes(&self) -> Vec<u8> {
+        let words =
+            [self.header_bytes, self.segment_bytes, self.checksum_start, self.checksum_offset];
+        let mut bytes = vec![self.flags, self.kind];
+        bytes.extend(words.into_iter().flat_map(u16::to_ne_bytes));
+        bytes
+    }
+}
 
 /// A TCP or UDP packet that came over a wire.
 #[derive(Debug)]
@@ -227,6 +280,23 @@ fn packet_socket(interface: &str, protocol: u16) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// Lets each frame that is sent begin with an [`Offload`].
+fn take_offloads(socket: &OwnedFd) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    let length = size_of::<libc::c_int>().try_into().map_err(io::Error::other)?;
+    // SAFETY: `on` is the integer the option takes, `length` its size, and the descriptor is open.
+    let set = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_VNET_HDR,
+            (&raw const on).cast(),
+            length,
+        )
+    };
+    if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// A packet in a frame of its own.
 #[must_use]
 pub fn plain(packet: &[u8]) -> Vec<u8> {
@@ -282,6 +352,47 @@ pub fn opening(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
         .options(&options)
         .unwrap_or_else(|error| panic!("these TCP options do not fit: {error}"));
     written(packet, &[])
+}
+
+/// A packet of a connection that nobody has opened, with so many bytes in it. Where they are more than a length field can say, it
+/// is a packet of BIG TCP: its length is 0, and an IPv6 one has it in a jumbo payload option (RFC 2675 section 2).
+#[must_use]
+#[track_caller]
+pub fn stray(from: SocketAddr, to: SocketAddr, bytes: usize) -> Vec<u8> {
+    let packet = ip(from.ip(), to.ip()).tcp(from.port(), to.port(), FIRST_SEQUENCE, 1024).ack(1);
+    if bytes <= 65000 {
+        return written(packet, &vec![b'x'; bytes]);
+    }
+    let packet = written(packet, &[]);
+    let made = match to {
+        SocketAddr::V4(_) => big_v4(&packet),
+        SocketAddr::V6(_) => big_v6(&packet, bytes),
+    };
+    let mut made = made.unwrap_or_else(|error| panic!("no BIG TCP packet can be made: {error}"));
+    made.resize(made.len() + bytes, b'x');
+    made
+}
+
+fn big_v4(packet: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let (header, payload) = Ipv4Header::from_slice(packet)?;
+    let mut made = Vec::new();
+    Ipv4Header { total_len: 0, ..header }.write(&mut made)?;
+    made.extend(payload);
+    Ok(made)
+}
+
+fn big_v6(packet: &[u8], bytes: usize) -> anyhow::Result<Vec<u8>> {
+    const HOP_BY_HOP_BYTES: usize = 8;
+    let (header, payload) = Ipv6Header::from_slice(packet)?;
+    let length = u32::try_from(HOP_BY_HOP_BYTES + payload.len() + bytes)?;
+    let mut made = Vec::new();
+    let first =
+        Ipv6Header { payload_length: 0, next_header: ip_number::IPV6_HEADER_HOP_BY_HOP, ..header };
+    first.write(&mut made)?;
+    made.extend([header.next_header.0, 0, 0xc2, 4]);
+    made.extend(length.to_be_bytes());
+    made.extend(payload);
+    Ok(made)
 }
 
 #[track_caller]

@@ -94,7 +94,7 @@ fn answer(mut stream: TcpStream) -> io::Result<()> {
 
 fn serve_echo(socket: &UdpSocket, journal: &Journal) -> Result<()> {
     say_ready()?;
-    let mut buffer = [0; 1024];
+    let mut buffer = vec![0; 65536];
     loop {
         let (length, peer) = socket.recv_from(&mut buffer)?;
         journal.write(peer)?;
