@@ -9,8 +9,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use guard_common::packet::Protocol;
-
 use crate::{
     lab::{Lab, OLLAMA},
     listener::Listener,
@@ -22,11 +20,20 @@ use crate::{
 /// Packets by hook, verdict and reason. What is not there is zero.
 pub type Counts = BTreeMap<(String, String, String), u64>;
 
+/// What is said on a way in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Talk {
+    Tcp,
+    Multipath,
+    FastOpen,
+    Udp,
+}
+
 /// One way in, and what becomes of each packet that takes it.
 pub struct Row {
     name: String,
     to: SocketAddr,
-    protocol: Protocol,
+    talk: Talk,
     shape: Shape,
     judged: u64,
     left: u64,
@@ -44,7 +51,7 @@ impl Row {
         Self {
             name: name.into(),
             to,
-            protocol: Protocol::Tcp,
+            talk: Talk::Tcp,
             shape: Box::new(shape),
             judged: 1,
             left: 0,
@@ -61,7 +68,21 @@ impl Row {
     /// With datagrams, which the listener sends back.
     #[must_use]
     pub fn udp(mut self) -> Self {
-        self.protocol = Protocol::Udp;
+        self.talk = Talk::Udp;
+        self
+    }
+
+    /// With connections that may have several paths.
+    #[must_use]
+    pub fn multipath(mut self) -> Self {
+        self.talk = Talk::Multipath;
+        self
+    }
+
+    /// With the question in the first packet.
+    #[must_use]
+    pub fn fast_open(mut self) -> Self {
+        self.talk = Talk::FastOpen;
         self
     }
 
@@ -81,22 +102,25 @@ impl Row {
     }
 
     fn packet(&self, from: SocketAddr) -> Vec<u8> {
-        match self.protocol {
-            Protocol::Tcp => wire::opening(from, self.to),
-            Protocol::Udp => wire::datagram(from, self.to),
+        match self.talk {
+            Talk::Tcp => wire::opening(from, self.to),
+            Talk::Multipath => wire::multipath_opening(from, self.to),
+            Talk::FastOpen => wire::fast_opening(from, self.to),
+            Talk::Udp => wire::datagram(from, self.to),
         }
     }
 
     fn call(&self, wire: &Wire, from: SocketAddr) -> bool {
-        match self.protocol {
-            Protocol::Tcp => wire.call(from, self.to, &self.shape),
-            Protocol::Udp => wire.call_udp(from, self.to, &self.shape),
+        let first = self.packet(from);
+        match self.talk {
+            Talk::Tcp | Talk::Multipath => wire.call(&first, from, self.to, &self.shape),
+            Talk::FastOpen | Talk::Udp => wire.call_at_once(&first, from, self.to, &self.shape),
         }
     }
 
     fn packets_of_call(&self) -> u64 {
-        match (self.arrives, self.protocol) {
-            (true, Protocol::Tcp) => CALL_PACKETS,
+        match self.talk {
+            Talk::Tcp | Talk::Multipath if self.arrives => CALL_PACKETS,
             _ => 1,
         }
     }

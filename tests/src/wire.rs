@@ -12,8 +12,7 @@ use std::{
 
 use etherparse::{
     IpFragOffset, IpHeaders, Ipv4Header, Ipv4Options, Ipv6FragmentHeader, Ipv6Header, NetSlice,
-    PacketBuilder, PacketBuilderStep, SlicedPacket, TcpHeader, TcpOptionElement, TransportSlice,
-    ip_number,
+    PacketBuilder, PacketBuilderStep, SlicedPacket, TcpHeader, TransportSlice, ip_number,
 };
 use rustix::{
     fd::AsFd,
@@ -122,36 +121,56 @@ impl Wire {
         assert_eq!(sent, frame.len(), "a frame was cut short");
     }
 
-    /// Opens a TCP connection with packets of this shape and asks for `/`: [`CALL_PACKETS`] packets.
+    /// Opens a TCP connection with this packet and asks for `/`, in packets of this shape: [`CALL_PACKETS`].
     ///
     /// `from` may be any address whose packets the other end sends this way, and that is nobody's: no kernel answers for it.
     #[must_use]
     #[track_caller]
-    pub fn call(&self, from: SocketAddr, to: SocketAddr, shape: &Shape) -> bool {
-        self.forget();
-        self.send_as(shape, &opening(from, to));
-        let Some(welcome) = self.hear(|heard| heard.is_reply(from, to) && heard.syn && heard.ack)
-        else {
+    pub fn call(&self, first: &[u8], from: SocketAddr, to: SocketAddr, shape: &Shape) -> bool {
+        let Some(number) = self.greet(first, from, to, shape) else {
             return false;
         };
-        let ask = ip(from.ip(), to.ip())
-            .tcp(from.port(), to.port(), FIRST_SEQUENCE + 1, 1024)
-            .ack(welcome.sequence.wrapping_add(1))
-            .psh();
-        self.send_as(shape, &written(ask, http::REQUEST));
-        self.hear(|heard| {
-            heard.is_reply(from, to) && heard.payload.ends_with(http::BODY.as_bytes())
-        })
-        .is_some()
+        self.send_as(shape, &asking(from, to, number));
+        self.hear_answer(from, to)
     }
 
-    /// Sends a datagram of this shape, and waits for its echo.
+    /// Opens a TCP connection with this packet, in this shape, and waits to be welcomed: with what number, for [`asking`].
     #[must_use]
     #[track_caller]
-    pub fn call_udp(&self, from: SocketAddr, to: SocketAddr, shape: &Shape) -> bool {
+    pub fn greet(
+        &self,
+        first: &[u8],
+        from: SocketAddr,
+        to: SocketAddr,
+        shape: &Shape,
+    ) -> Option<u32> {
         self.forget();
-        self.send_as(shape, &datagram(from, to));
-        self.hear(|heard| heard.is_reply(from, to) && heard.payload == DATAGRAM).is_some()
+        self.send_as(shape, first);
+        let is_welcome = |heard: &Heard| heard.is_reply(from, to) && heard.syn && heard.ack;
+        self.hear(is_welcome).map(|welcome| welcome.sequence.wrapping_add(1))
+    }
+
+    /// Sends one packet with the question in it, in this shape, and waits for the answer.
+    #[must_use]
+    #[track_caller]
+    pub fn call_at_once(
+        &self,
+        only: &[u8],
+        from: SocketAddr,
+        to: SocketAddr,
+        shape: &Shape,
+    ) -> bool {
+        self.forget();
+        self.send_as(shape, only);
+        self.hear_answer(from, to)
+    }
+
+    fn hear_answer(&self, from: SocketAddr, to: SocketAddr) -> bool {
+        let is_answer = |heard: &Heard| {
+            heard.is_reply(from, to)
+                && (heard.payload.ends_with(http::BODY.as_bytes()) || heard.payload == DATAGRAM)
+        };
+        self.hear(is_answer).is_some()
     }
 
     /// Makes room for what is to be heard.
@@ -335,23 +354,54 @@ pub fn syn(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
 #[must_use]
 #[track_caller]
 pub fn opening(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
-    use TcpOptionElement::{
-        MaximumSegmentSize, Noop, SelectiveAcknowledgementPermitted, WindowScale,
-    };
-    let options = [
-        MaximumSegmentSize(1000),
-        Noop,
-        WindowScale(7),
-        Noop,
-        Noop,
-        SelectiveAcknowledgementPermitted,
-    ];
+    syn_with_options(from, to, &ORDINARY_OPTIONS, &[])
+}
+
+/// As [`opening`], of a connection that may have several paths (MP_CAPABLE of RFC 8684 section 3.1).
+#[must_use]
+#[track_caller]
+pub fn multipath_opening(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+    syn_with_options(from, to, &[&ORDINARY_OPTIONS[..], &[30, 4, 1, 1]].concat(), &[])
+}
+
+/// As [`opening`], of another path of a connection (MP_JOIN of RFC 8684 section 3.2), which there is not.
+#[must_use]
+#[track_caller]
+pub fn joining(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+    let join = [30, 12, 0x10, 1, 1, 2, 3, 4, 5, 6, 7, 8];
+    syn_with_options(from, to, &[&ORDINARY_OPTIONS[..], &join].concat(), &[])
+}
+
+/// As [`opening`], with the question in it and no cookie (RFC 7413 section 4.1.1).
+#[must_use]
+#[track_caller]
+pub fn fast_opening(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+    let options = [&ORDINARY_OPTIONS[..], &[34, 2, 1, 1]].concat();
+    syn_with_options(from, to, &options, http::REQUEST)
+}
+
+/// What a client says next that was welcomed with this number: its question.
+#[must_use]
+#[track_caller]
+pub fn asking(from: SocketAddr, to: SocketAddr, number: u32) -> Vec<u8> {
+    let ask = ip(from.ip(), to.ip())
+        .tcp(from.port(), to.port(), FIRST_SEQUENCE + 1, 1024)
+        .ack(number)
+        .psh();
+    written(ask, http::REQUEST)
+}
+
+/// Segments of 1000 bytes, a window in units of 128, selective acknowledgements (RFC 9293 section 3.2, RFC 7323, RFC 2018).
+const ORDINARY_OPTIONS: [u8; 12] = [2, 4, 3, 232, 1, 3, 3, 7, 1, 1, 4, 2];
+
+#[track_caller]
+fn syn_with_options(from: SocketAddr, to: SocketAddr, options: &[u8], data: &[u8]) -> Vec<u8> {
     let packet = ip(from.ip(), to.ip())
         .tcp(from.port(), to.port(), FIRST_SEQUENCE, 1024)
         .syn()
-        .options(&options)
+        .options_raw(options)
         .unwrap_or_else(|error| panic!("these TCP options do not fit: {error}"));
-    written(packet, &[])
+    written(packet, data)
 }
 
 /// A packet of a connection that nobody has opened, with so many bytes in it. Where they are more than a length field can say, it
