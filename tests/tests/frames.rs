@@ -9,7 +9,7 @@ use std::{
 use guard_common::parse::MAX_EXTENSION_HEADERS;
 use guard_tests::{
     http,
-    lab::{CLIENT, Lab, OLLAMA, SERVER, every_address},
+    lab::{BRIDGE, CLIENT, CONTAINER, Lab, OLLAMA, SERVER, every_address},
     listener::{Listener, Service},
     machine::Machine,
     on_each_hook,
@@ -427,4 +427,103 @@ fn send_segments(lab: &Lab, segments: u16, servers: &[SocketAddr]) {
         let packet = wire::stray((from, 4242).into(), *server, bytes);
         wire.send_segmented(&packet, SEGMENT_BYTES);
     }
+}
+
+on_each_hook!(every_address_of_this_host_is_guarded);
+fn every_address_of_this_host_is_guarded(attach: Attach) {
+    let lab = Lab::new(&format!("every_address_of_this_host {attach}"));
+    let _container = lab.add_container();
+    lab.let_server_forward();
+    lab.server.ip(&format!(
+        "address add 169.254.7.2/16 dev eth0\n\
+         neighbour add 169.254.7.9 lladdr {CLIENT_MAC} dev eth0 nud permanent\n\
+         neighbour add fe80::77:9 lladdr {CLIENT_MAC} dev eth0 nud permanent\n\
+         route add local 203.0.113.0/24 dev lo\n\
+         route add local 2001:db8:ffff::/64 dev lo\n"
+    ));
+    let listener = lab.serve();
+    let guard = lab.start_guard(attach, "");
+    let at = |address: &str| SocketAddr::new(ip(address), OLLAMA);
+    let mut rows = vec![
+        Row::plain("link-local", at("169.254.7.2")).from(ip("169.254.7.9")),
+        Row::plain("link-local", at("fe80::ff:fe00:7702")).from(ip("fe80::77:9")),
+        // No interface has these, and no route shows that they are forwarded: the backstop's business.
+        Row::plain("a local route", at("203.0.113.7")).at_the_nic(0, 0),
+        Row::plain("a local route", at("2001:db8:ffff::7")).at_the_nic(0, 0),
+    ];
+    rows.extend(SERVER.at(OLLAMA).map(|to| Row::plain("its own", to)));
+    // A neighbour may send to any address by this way, whether or not anybody has told it to.
+    rows.extend(BRIDGE.at(OLLAMA).map(|to| Row::plain("its bridge", to)));
+    rows::check(&lab, &guard, attach, &listener, &rows);
+}
+
+on_each_hook!(a_container_is_guarded_at_the_outside, [native, generic, tcx, clsact]);
+fn a_container_is_guarded_at_the_outside(attach: Attach) {
+    let lab = Lab::new(&format!("a_container_is_guarded_at_the_outside {attach}"));
+    let container = lab.add_container();
+    lab.let_server_forward();
+    let listener = lab.listen(&container, Service::Http, every_address(OLLAMA));
+    let guard = lab.start_guard(attach, "");
+    let rows = CONTAINER.at(OLLAMA).map(|to| Row::plain("straight to the container", to));
+    rows::check(&lab, &guard, attach, &listener, &rows);
+}
+
+on_each_hook!(datagrams_to_everybody_are_judged);
+fn datagrams_to_everybody_are_judged(attach: Attach) {
+    let lab = Lab::new(&format!("datagrams_to_everybody {attach}"));
+    lab.let_server_forward();
+    let guard = lab.start_guard(attach, "ports = [\"udp/5353\"]");
+    let to = |name: &str, address: &str| Row::plain(name, SocketAddr::new(ip(address), 5353)).udp();
+
+    // IPv6 sockets get no IPv4 multicast that they have not asked for.
+    let listener = lab.listen(&lab.server, Service::Echo, ([0, 0, 0, 0], 5353).into());
+    let rows = [
+        to("the subnet", "10.77.0.255"),
+        to("the link", "255.255.255.255"),
+        to("all hosts", "224.0.0.1"),
+    ];
+    rows::check(&lab, &guard, attach, &listener, &rows);
+    drop(listener);
+
+    guard.tell(&["enforce"]);
+    let listener = lab.listen(&lab.server, Service::Echo, every_address(5353));
+    let rows = [
+        to("all nodes", "ff02::1"),
+        to("all nodes of this host", "ff01::1").never_arrives(),
+        // Only a router has it (RFC 4291 section 2.6.1), and on no interface: the backstop's business.
+        to("any router of the subnet", "fd77::").at_the_nic(0, 0),
+    ];
+    rows::check(&lab, &guard, attach, &listener, &rows);
+}
+
+on_each_hook!(a_mapped_source_is_not_the_host_embedded_in_it);
+fn a_mapped_source_is_not_the_host_embedded_in_it(attach: Attach) {
+    let lab = Lab::new(&format!("a_mapped_source {attach}"));
+    let listener = lab.listen(&lab.server, Service::Echo, every_address(5353));
+    let guard = lab.start_guard(attach, "ports = [\"udp/5353\"]");
+    guard.tell(&["allow", "198.18.0.0/15", "127.0.0.1"]);
+    let reason = if attach == Attach::Socket { "no-rule" } else { "spoofed" };
+    let wire = lab.wire();
+    let send = || {
+        for source in ["::ffff:198.18.0.1", "::ffff:127.0.0.1", "::ffff:10.77.0.2"] {
+            wire.send(&wire::datagram((ip(source), 4242).into(), SERVER.v6_at(5353)));
+        }
+    };
+    send();
+    guard.expect_counted(attach.hook(), "drop", reason, 3);
+    assert_eq!(listener.reached_by(), []);
+
+    // That it would have come to the socket looking like the IPv4 host is no matter of opinion.
+    guard.tell(&["observe"]);
+    send();
+    guard.expect_counted(attach.hook(), "would-drop", reason, 3);
+    let embedded = SocketAddr::new(ip("198.18.0.1"), 4242);
+    until("they have come through", || listener.reached_by().contains(&embedded));
+}
+
+/// Of the client's end of its link to the server.
+const CLIENT_MAC: &str = "02:00:00:00:77:01";
+
+fn ip(address: &str) -> IpAddr {
+    address.parse().unwrap_or_else(|error| panic!("{address} is no address: {error}"))
 }
