@@ -226,11 +226,16 @@ fn by_addresses<P: Rules>(packet: &Packet, policy: &P) -> Result<SourceValue, De
     if is_loopback(packet.family, &packet.destination) {
         return Err(stopped(Reason::Spoofed, policy));
     }
+    // Wherever it is sent to: this hook takes a packet for transit too that the kernel takes for this host by a local route or as
+    // anycast, and behind it a local source is let in.
+    let source = policy.lookup(packet.family, &packet.source);
+    if source.is_local() {
+        return Err(stopped(Reason::Spoofed, policy));
+    }
     if is_transit(packet, policy) {
         return Err(Decision::NotOurs);
     }
-    let source = policy.lookup(packet.family, &packet.source);
-    if is_spoofed(packet, source) {
+    if is_never_a_source(packet) {
         return Err(stopped(Reason::Spoofed, policy));
     }
     Ok(source)
@@ -265,16 +270,15 @@ fn is_transit<P: Rules>(packet: &Packet, policy: &P) -> bool {
 /// `::/96` holds the unspecified address, loopback and the IPv4-compatible addresses; a socket shows a source in
 /// `::ffff:0:0/96` as the IPv4 host embedded in it.
 #[inline(always)]
-fn is_spoofed(packet: &Packet, source: SourceValue) -> bool {
+fn is_never_a_source(packet: &Packet) -> bool {
     let s = &packet.source;
-    let never_a_source = match packet.family {
+    match packet.family {
         Family::V4 => matches!(s[0], 0 | 127 | 224..),
         Family::V6 => {
             s[0] == 0xff
                 || (starts_with_zeros(s, 10) && matches!((s[10], s[11]), (0, 0) | (0xff, 0xff)))
         }
-    };
-    never_a_source || source.is_local()
+    }
 }
 
 #[inline(always)]

@@ -8,7 +8,7 @@ use std::{
 
 use guard_common::parse::MAX_EXTENSION_HEADERS;
 use guard_tests::{
-    http,
+    cgroup, http,
     lab::{BRIDGE, CLIENT, CONTAINER, Lab, OLLAMA, SERVER, every_address},
     listener::{Listener, Service},
     machine::Machine,
@@ -455,6 +455,40 @@ fn every_address_of_this_host_is_guarded(attach: Attach) {
     // A neighbour may send to any address by this way, whether or not anybody has told it to.
     rows.extend(BRIDGE.at(OLLAMA).map(|to| Row::plain("its bridge", to)));
     rows::check(&lab, &guard, attach, &listener, &rows);
+}
+
+on_each_hook!(a_spoofed_source_is_dropped_whatever_it_is_sent_to, [native, generic, tcx, clsact]);
+fn a_spoofed_source_is_dropped_whatever_it_is_sent_to(attach: Attach) {
+    let lab = Lab::new(&format!("a_spoofed_source_whatever {attach}"));
+    let neighbour = lab.add_neighbour();
+    let _container = lab.add_container();
+    lab.let_server_forward();
+    lab.server.ip("route add local 203.0.113.0/24 dev lo\n\
+         route add local 2001:db8:ffff::/64 dev lo\n");
+    let listener = lab.listen(&lab.server, Service::Echo, every_address(5353));
+    let elsewhere = cgroup::mount_point();
+    let theirs = lab.listen_in(&neighbour, Service::Echo, every_address(5353), &elsewhere);
+    let guard = lab.start_guard(attach, "ports = [\"udp/5353\"]");
+    let wire = lab.wire();
+    let send = |from: &str, to: &str| {
+        wire.send(&wire::datagram((ip(from), 4242).into(), (ip(to), 5353).into()));
+    };
+    // No hook knows these for addresses of this host, and behind the NIC's a container's source is the container.
+    send("172.30.0.77", "203.0.113.7");
+    send("fd30::77", "2001:db8:ffff::7");
+    send("fd30::77", "fd77::");
+    guard.expect_counted(attach.hook(), "drop", "spoofed", 3);
+    // Nor does it matter that another host is meant, for which this one's containers come by another way.
+    send("172.30.0.77", "10.78.0.1");
+    send("fd30::77", "fd78::1");
+    guard.expect_counted(attach.hook(), "drop", "spoofed", 5);
+    assert_eq!((listener.reached_by(), theirs.reached_by()), (vec![], vec![]));
+
+    // Others' sources are others' business.
+    send("198.18.0.1", "10.78.0.1");
+    send("2001:db8::1", "fd78::1");
+    until("they have come through", || theirs.reached_by().len() == 2);
+    guard.expect_counted(attach.hook(), "drop", "spoofed", 5);
 }
 
 on_each_hook!(a_container_is_guarded_at_the_outside, [native, generic, tcx, clsact]);
