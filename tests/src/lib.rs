@@ -13,6 +13,7 @@
     reason = "panicking is how a test fails, and every function here is called by tests only"
 )]
 
+pub mod bpf;
 pub mod cgroup;
 pub mod command;
 pub mod http;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use guard_tests::{
-    cgroup, command, http,
+    bpf, cgroup, command, http,
     lab::{CLIENT, Lab, NEIGHBOUR, OLLAMA, SERVER, every_address},
     listener::Service,
     machine::Machine,
@@ -124,6 +124,16 @@ fn a_redirected_port_is_no_way_in(attach: Attach) {
     let guard = lab.start_guard(attach, "");
     // It is only at the socket that the packet is for a guarded port.
     let rows = SERVER.at(8080).map(|to| Row::plain("redirected", to).at_the_nic(0, 0));
+    rows::check(&lab, &guard, attach, &listener, &rows);
+}
+
+on_each_hook!(a_socket_that_is_looked_up_is_guarded);
+fn a_socket_that_is_looked_up_is_guarded(attach: Attach) {
+    let lab = Lab::new(&format!("looked_up {attach}"));
+    let listener = lab.listen(&lab.server, Service::Http, every_address(OLLAMA));
+    let _diverted = bpf::look_up(&lab.server, 8080, &listener);
+    let guard = lab.start_guard(attach, "");
+    let rows = SERVER.at(8080).map(|to| Row::plain("looked up", to).at_the_nic(0, 0));
     rows::check(&lab, &guard, attach, &listener, &rows);
 }
 

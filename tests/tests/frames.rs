@@ -8,7 +8,7 @@ use std::{
 
 use guard_common::parse::MAX_EXTENSION_HEADERS;
 use guard_tests::{
-    cgroup, http,
+    bpf, cgroup, http,
     lab::{BRIDGE, CLIENT, CONTAINER, Lab, OLLAMA, SERVER, every_address},
     listener::{Listener, Service},
     machine::Machine,
@@ -51,6 +51,27 @@ fn tags_are_looked_behind(attach: Attach) {
 
 fn behind_tags(name: &str, to: SocketAddr, tags: &'static [u16]) -> Row {
     Row::new(name, to, |packet| vec![wire::tagged(tags, packet)])
+}
+
+on_each_hook!(a_tag_that_the_nic_has_taken_off_changes_nothing);
+fn a_tag_that_the_nic_has_taken_off_changes_nothing(attach: Attach) {
+    let lab = Lab::new(&format!("a_tag_taken_off {attach}"));
+    let listener = lab.serve();
+    let guard = lab.start_guard(attach, "");
+    let priority = bpf::tag_beside_frames(&lab.client, "eth0", 0);
+    let rows = SERVER.at(OLLAMA).map(|to| Row::plain("beside a priority tag", to));
+    rows::check(&lab, &guard, attach, &listener, &rows);
+    drop(priority);
+
+    // What comes beside a VLAN's tag is not for this host, which is in none: so there were tags.
+    guard.tell(&["enforce"]);
+    let _vlan = bpf::tag_beside_frames(&lab.client, "eth0", 5);
+    let listener = lab.listen(&lab.server, Service::Http, every_address(8080));
+    let other = (wire::stranger_v4(9), 4242).into();
+    lab.wire().send(&wire::opening(other, SERVER.v4_at(8080)));
+    let rows = SERVER.at(OLLAMA).map(|to| Row::plain("beside a tag", to).never_arrives());
+    rows::check(&lab, &guard, attach, &listener, &rows);
+    assert_eq!(lab.server.half_open_connections(8080), 0);
 }
 
 on_each_hook!(ipv4_options_are_looked_behind);
