@@ -175,7 +175,6 @@ fn nothing_is_put_together_from_fragments(attach: Attach) {
         in_fragments("two that overlap", v6, &[0..24, 16..END]).at_the_nic(1, 1).never_arrives(),
         in_fragments("the first one never", v4, &[8..16, 16..END]).at_the_nic(0, 2).never_arrives(),
         in_fragments("the first one never", v6, &[8..16, 16..END]).at_the_nic(0, 2).never_arrives(),
-        in_fragments("the whole in one", v6, &[0..END]),
     ];
     rows::check(&lab, &guard, attach, &listener, &rows);
 }
