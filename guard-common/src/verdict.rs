@@ -264,11 +264,16 @@ fn by_addresses<P: Rules>(packet: &Packet, policy: &P) -> Result<SourceValue, De
     if is_loopback(packet.family, &packet.destination) {
         return Err(stopped(Reason::Spoofed, policy));
     }
+    // Wherever it is sent to: this hook takes a packet for transit too that the kernel takes for this host by a local route or as
+    // anycast, and behind it a local source is let in.
+    let source = policy.lookup(packet.family, &packet.source);
+    if source.is_local() {
+        return Err(stopped(Reason::Spoofed, policy));
+    }
     if is_transit(packet, policy) {
         return Err(Decision::NotOurs);
     }
-    let source = policy.lookup(packet.family, &packet.source);
-    if source.is_local() || is_never_a_source(packet) {
+    if is_never_a_source(packet) {
         return Err(stopped(Reason::Spoofed, policy));
     }
     Ok(source)

@@ -11,12 +11,15 @@ use std::{
 /// What the listener answers, as an Ollama server does to `GET /`.
 pub const BODY: &str = "Ollama is running";
 
+/// What a client asks.
+pub const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: server\r\n\r\n";
+
 /// Asks over an open connection, and reads to the end of the listener's answer.
 ///
 /// # Errors
 /// Of kind `WouldBlock` when nothing comes back within the stream's time limit.
 pub fn ask(stream: &mut TcpStream) -> io::Result<()> {
-    stream.write_all(b"GET / HTTP/1.1\r\nHost: server\r\n\r\n")?;
+    stream.write_all(REQUEST)?;
     let mut answer = Vec::new();
     let mut buffer = [0; 1024];
     while !answer.ends_with(BODY.as_bytes()) {

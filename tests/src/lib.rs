@@ -13,6 +13,7 @@
     reason = "panicking is how a test fails, and every function here is called by tests only"
 )]
 
+pub mod bpf;
 pub mod cgroup;
 pub mod command;
 pub mod http;
@@ -21,6 +22,7 @@ pub mod listener;
 pub mod lock;
 pub mod machine;
 pub mod product;
+pub mod rows;
 pub mod tap;
 pub mod wait;
 pub mod wire;

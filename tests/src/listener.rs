@@ -2,11 +2,17 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader},
-    net::SocketAddr,
+    io::{self, BufRead, BufReader},
+    net::{SocketAddr, TcpListener},
+    os::{
+        fd::{AsRawFd, RawFd},
+        unix::process::CommandExt,
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
+
+use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::machine::Machine;
 
@@ -21,20 +27,66 @@ pub enum Service {
     Stream,
     /// As [`Service::Stream`], at a socket like that of [`Service::HttpTransparent`].
     StreamTransparent,
+    /// As [`Service::Http`], at a socket of Multipath TCP (RFC 8684).
+    HttpMultipath,
+    /// As [`Service::Http`], at a socket made before the process enters its cgroup: it stays in the one the test is in.
+    HttpMadeBefore,
+    /// As [`Service::Http`], at a socket that the process was started with, as systemd does: made by the test.
+    HttpInherited,
     /// UDP, sending every datagram back.
     Echo,
+    /// As [`Service::Echo`], at a socket connected to this peer.
+    EchoTo(SocketAddr),
+    /// Nothing, at a raw socket that gets a copy of every TCP packet.
+    Raw,
 }
 
 impl Service {
-    const fn word(self) -> &'static str {
-        match self {
+    fn words(self) -> Vec<String> {
+        let word = match self {
             Self::Http => "http",
             Self::HttpTransparent => "http-transparent",
             Self::Stream => "stream",
             Self::StreamTransparent => "stream-transparent",
+            Self::HttpMultipath => "http-multipath",
+            Self::HttpMadeBefore => "http-made-before",
+            Self::HttpInherited => "http-inherited",
             Self::Echo => "echo",
-        }
+            Self::Raw => "raw",
+            Self::EchoTo(peer) => return vec!["echo-to".to_owned(), peer.to_string()],
+        };
+        vec![word.to_owned()]
     }
+}
+
+/// The first descriptor behind the standard ones, which is where systemd hands over a socket (sd_listen_fds(3)).
+pub const INHERITED: RawFd = 3;
+
+/// What kind of TCP socket a service listens at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Ordinary,
+    Transparent,
+    Multipath,
+}
+
+/// Makes the socket of a service that speaks HTTP.
+///
+/// # Errors
+/// When the address can't be bound, or the kernel has no such socket.
+pub fn bind_http(address: SocketAddr, kind: Kind) -> io::Result<TcpListener> {
+    let protocol = (kind == Kind::Multipath).then_some(Protocol::MPTCP);
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, protocol)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    if kind == Kind::Transparent {
+        socket.set_ip_transparent_v4(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(1024)?;
+    Ok(socket.into())
 }
 
 /// A running service. It ends when this is dropped, or when the test's process dies.
@@ -53,13 +105,31 @@ impl Listener {
         cgroup: &Path,
         journal: PathBuf,
     ) -> Self {
-        let mut child = Command::new("nsenter")
+        let mut command = Command::new("nsenter");
+        command
             .arg(format!("--net={}", machine.netns_path().display()))
             .arg(program())
-            .args([service.word(), &address.to_string()])
+            .arg(address.to_string())
             .args([cgroup, &journal])
+            .args(service.words())
             .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
+            .stdout(Stdio::piped());
+        let inherited = (service == Service::HttpInherited).then(|| {
+            let socket = machine.inside(|| bind_http(address, Kind::Ordinary));
+            socket.unwrap_or_else(|error| panic!("{address} can't be bound: {error}"))
+        });
+        if let Some(socket) = &inherited {
+            let descriptor = socket.as_raw_fd();
+            // SAFETY: dup2 may be called between fork and exec, and the descriptor is open until after that. The copy has no
+            // close-on-exec flag.
+            unsafe {
+                command.pre_exec(move || match libc::dup2(descriptor, INHERITED) {
+                    INHERITED => Ok(()),
+                    _ => Err(io::Error::last_os_error()),
+                });
+            }
+        }
+        let mut child = command
             .spawn()
             .unwrap_or_else(|error| panic!("the listener at {address} can't be started: {error}"));
         let mut word = String::new();

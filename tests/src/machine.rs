@@ -116,18 +116,31 @@ impl Machine {
     #[must_use]
     #[track_caller]
     pub fn half_open_connections(&self, port: u16) -> usize {
+        self.connections(port, "03")
+    }
+
+    /// Connections to this port that this end has closed first, and remembers for a while (`TIME_WAIT`).
+    #[must_use]
+    #[track_caller]
+    pub fn remembered_connections(&self, port: u16) -> usize {
+        self.connections(port, "06")
+    }
+
+    /// Connections to this port in this state (include/net/tcp_states.h).
+    #[track_caller]
+    fn connections(&self, port: u16, state: &str) -> usize {
         let tables = self.inside(|| {
             ["tcp", "tcp6"].map(|name| {
                 fs::read_to_string(format!("/proc/thread-self/net/{name}")).unwrap_or_default()
             })
         });
-        // The columns are `sl local_address rem_address st`; 03 is SYN_RECV (include/net/tcp_states.h).
+        // The columns are `sl local_address rem_address st`.
         let local = format!(":{port:04X}");
         tables
             .iter()
             .flat_map(|table| table.lines())
             .map(|line| line.split_ascii_whitespace().collect::<Vec<_>>())
-            .filter(|fields| fields.len() > 3 && fields[1].ends_with(&local) && fields[3] == "03")
+            .filter(|fields| fields.len() > 3 && fields[1].ends_with(&local) && fields[3] == state)
             .count()
     }
 

@@ -319,12 +319,24 @@ fn transit_is_left_alone_unless_it_is_guarded() {
 }
 
 #[test]
-fn transit_is_no_business_of_ours_even_if_spoofed_or_broken() {
+fn transit_is_no_business_of_ours_even_if_impossible_or_broken() {
     let host = host();
-    for source in ["127.0.0.1", OWN4, "0.0.0.0"] {
+    for source in ["127.0.0.1", "240.0.0.1", "0.0.0.0"] {
         for outcome in [Outcome::Whole, Outcome::Broken] {
             let transit = packet(source, "203.0.113.200");
             assert_eq!(outside(outcome, &transit, &host.policy()), Decision::NotOurs);
+        }
+    }
+}
+
+/// What seems to be transit may be for an address of this host that no interface has, where a local source is let in.
+#[test]
+fn a_local_source_is_spoofed_wherever_it_is_sent_to() {
+    let host = host();
+    for source in [OWN4, "172.17.0.9"] {
+        for outcome in [Outcome::Whole, Outcome::Broken, LATER_FRAGMENT, LONG_CHAIN] {
+            let transit = packet(source, "203.0.113.200");
+            assert_eq!(outside(outcome, &transit, &host.policy()), dropped(Reason::Spoofed));
         }
     }
 }

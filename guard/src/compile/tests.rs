@@ -283,7 +283,7 @@ fn a_peer_is_stopped_where_nothing_lets_it_in_now() {
             typed(3, Action::Deny, "172.17.0.3/32", NO_END),
         ],
         local: vec![net("172.17.0.0/16")],
-        guests: vec![],
+        ..Input::default()
     };
     let tables = compile(&input).unwrap();
     for (source, port, now_ns, stopped) in [

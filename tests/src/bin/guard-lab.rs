@@ -1,4 +1,4 @@
-//! The service that the end-to-end tests guard: `guard-lab SERVICE ADDRESS CGROUP JOURNAL`.
+//! The service that the end-to-end tests guard: `guard-lab ADDRESS CGROUP JOURNAL SERVICE`.
 //!
 //! It joins the cgroup, binds, says `ready`, writes a line to the journal for each connection or datagram, and ends
 //! with its standard input, so that it never outlives the test that started it.
@@ -6,7 +6,9 @@
 use std::{
     fs::{self, File},
     io::{self, Read, Write},
+    mem::MaybeUninit,
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::FromRawFd,
     path::Path,
     process,
     sync::Arc,
@@ -15,33 +17,60 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use guard_tests::{http, listener::ENDED};
-use socket2::{Domain, Socket, Type};
+use guard_tests::{
+    http,
+    listener::{ENDED, INHERITED, Kind, bind_http},
+};
+use socket2::{Domain, Protocol, Socket, Type};
 
 /// The pause of a stream after each of its pieces.
 const BETWEEN_TOKENS: Duration = Duration::from_millis(5);
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [service, address, cgroup, journal] = arguments.as_slice() else {
-        bail!("usage: guard-lab SERVICE ADDRESS CGROUP JOURNAL");
+    let [address, cgroup, journal, service, peer @ ..] = arguments.as_slice() else {
+        bail!("usage: guard-lab ADDRESS CGROUP JOURNAL SERVICE [PEER]");
     };
-    let address = address.parse().with_context(|| format!("{address} is not an address"))?;
+    let address = parse(address)?;
+    let made_before = match service.as_str() {
+        "http-made-before" => Some(bind_http(address, Kind::Ordinary)?),
+        "http-inherited" => Some(inherited()),
+        _ => None,
+    };
     let cgroup = Path::new(cgroup).join("cgroup.procs");
     fs::write(&cgroup, process::id().to_string())
         .with_context(|| format!("{} can't be written", cgroup.display()))?;
     let journal = Journal::new(Path::new(journal))?;
     end_with_standard_input();
-    match service.as_str() {
-        "http" => serve_http(&bind_http(address, false)?, &journal),
-        "http-transparent" => serve_http(&bind_http(address, true)?, &journal),
-        "stream" => serve_stream(&bind_http(address, false)?, journal),
-        "stream-transparent" => serve_stream(&bind_http(address, true)?, journal),
-        "echo" => serve_echo(&UdpSocket::bind(address)?, &journal),
-        other => bail!(
-            "{other} is no service: it is http, http-transparent, stream, stream-transparent or echo"
-        ),
+    if let Some(listener) = made_before {
+        return serve_http(&listener, &journal);
     }
+    match (service.as_str(), peer) {
+        ("http", []) => serve_http(&bind_http(address, Kind::Ordinary)?, &journal),
+        ("http-transparent", []) => serve_http(&bind_http(address, Kind::Transparent)?, &journal),
+        ("http-multipath", []) => serve_http(&bind_http(address, Kind::Multipath)?, &journal),
+        ("stream", []) => serve_stream(&bind_http(address, Kind::Ordinary)?, journal),
+        ("stream-transparent", []) => {
+            serve_stream(&bind_http(address, Kind::Transparent)?, journal)
+        }
+        ("echo", []) => serve_echo(&UdpSocket::bind(address)?, &journal),
+        ("echo-to", [peer]) => {
+            let socket = UdpSocket::bind(address)?;
+            socket.connect(parse(peer)?)?;
+            serve_echo(&socket, &journal)
+        }
+        ("raw", []) => hear_copies(address, &journal),
+        (other, _) => bail!("{other} is no service"),
+    }
+}
+
+fn parse(address: &str) -> Result<SocketAddr> {
+    address.parse().with_context(|| format!("{address} is not an address"))
+}
+
+fn inherited() -> TcpListener {
+    // SAFETY: who starts this service hands over a listening socket there, and nothing else here knows of it.
+    unsafe { TcpListener::from_raw_fd(INHERITED) }
 }
 
 fn end_with_standard_input() {
@@ -55,20 +84,6 @@ fn say_ready() -> Result<()> {
     let mut output = io::stdout().lock();
     writeln!(output, "ready")?;
     Ok(output.flush()?)
-}
-
-fn bind_http(address: SocketAddr, transparent: bool) -> Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(false)?;
-    }
-    if transparent {
-        socket.set_ip_transparent_v4(true)?;
-    }
-    socket.set_reuse_address(true)?;
-    socket.bind(&address.into()).with_context(|| format!("{address} can't be bound"))?;
-    socket.listen(1024)?;
-    Ok(socket.into())
 }
 
 fn serve_http(listener: &TcpListener, journal: &Journal) -> Result<()> {
@@ -120,12 +135,22 @@ fn serve_stream(listener: &TcpListener, journal: Journal) -> Result<()> {
 
 fn serve_echo(socket: &UdpSocket, journal: &Journal) -> Result<()> {
     say_ready()?;
-    let mut buffer = [0; 1024];
+    let mut buffer = vec![0; 65536];
     loop {
         let (length, peer) = socket.recv_from(&mut buffer)?;
         journal.write(peer)?;
         // A datagram's sender may be spoofed, and unreachable.
         let _ = socket.send_to(&buffer[..length], peer);
+    }
+}
+
+fn hear_copies(address: SocketAddr, journal: &Journal) -> Result<()> {
+    let domain = Domain::for_address(address);
+    let socket = Socket::new(domain, Type::RAW, Some(Protocol::TCP))?;
+    say_ready()?;
+    loop {
+        let (_, peer) = socket.recv_from(&mut [MaybeUninit::uninit(); 2048])?;
+        journal.write(peer.as_socket().context("a raw packet has no source")?)?;
     }
 }
 
