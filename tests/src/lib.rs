@@ -13,8 +13,10 @@
     reason = "panicking is how a test fails, and every function here is called by tests only"
 )]
 
+pub mod build;
 pub mod cgroup;
 pub mod command;
+pub mod corpus;
 pub mod http;
 pub mod lab;
 pub mod listener;
