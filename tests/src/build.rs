@@ -83,10 +83,11 @@ impl Extension {
         let count = |words: usize| u8::try_from(words).expect("a header of at most 255 words");
         match self {
             Self::HopByHop(words) | Self::Destination(words) => {
-                // PadN options, each filling what is left of a word.
+                // Padding, and in each further word an option that a host steps over which does not know it (RFC 8200 section
+                // 4.2): more than seven bytes of padding Linux refuses (`ip6_parse_tlv` in `net/ipv6/exthdrs.c`).
                 let mut bytes = vec![next, count(words), 1, 4, 0, 0, 0, 0];
                 for _ in 0..words {
-                    bytes.extend([1, 6, 0, 0, 0, 0, 0, 0]);
+                    bytes.extend([0x1e, 6, 0, 0, 0, 0, 0, 0]);
                 }
                 bytes
             }
@@ -117,16 +118,17 @@ pub fn segment(number: u8, from: (IpAddr, u16), to: (IpAddr, u16)) -> Vec<u8> {
     match number {
         protocol::UDP => datagram(from, to),
         protocol::ICMP | protocol::ICMPV6 => echo_request(number, from, to),
-        _ => tcp(flags::SYN, from, to),
+        _ => tcp(flags::SYN, from, to, &[]),
     }
 }
 
-/// A TCP packet with these flags.
+/// A TCP packet with these flags and this data.
 #[must_use]
-pub fn tcp(flags: u8, from: (IpAddr, u16), to: (IpAddr, u16)) -> Vec<u8> {
+pub fn tcp(flags: u8, from: (IpAddr, u16), to: (IpAddr, u16), data: &[u8]) -> Vec<u8> {
     let mut bytes = ports(from.1, to.1);
     // Sequence and acknowledgement number, data offset, flags, window, checksum, urgent pointer.
     bytes.extend([0, 0, 0, 7, 0, 0, 0, 9, 5 << 4, flags, 0x20, 0, 0, 0, 0, 0]);
+    bytes.extend(data);
     let checksum = checksum(&pseudo_header(from.0, to.0, protocol::TCP, bytes.len()), &bytes);
     bytes[16..18].copy_from_slice(&checksum.to_be_bytes());
     bytes
