@@ -17,6 +17,7 @@ pub mod build;
 pub mod cgroup;
 pub mod command;
 pub mod corpus;
+pub mod fuzz;
 pub mod http;
 pub mod lab;
 pub mod listener;
