@@ -138,7 +138,7 @@ impl Choices<'_> {
             ports: self.ports(4),
             local: self.prefixes(3),
             guests: self.prefixes(2),
-            rules: Vec::new(),
+            ..Input::default()
         };
         // More would tell nothing more, and take the scan long.
         while !self.is_over() && input.rules.len() < 12 {
