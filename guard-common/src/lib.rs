@@ -21,11 +21,12 @@
 //!
 //! - `user`: implements aya's `Pod` for the records, for the crate that reads and writes the maps.
 //! - `model`: `model`, the rules answered by a plain scan over lists, for tests of what compiles them.
+//! - `against-etherparse`: `parse::against_etherparse`, the parser compared with another, for tests and fuzzing.
 
 #![no_std]
 #![deny(unsafe_code)]
 
-#[cfg(test)]
+#[cfg(any(test, feature = "against-etherparse"))]
 extern crate std;
 
 pub mod abi;

@@ -14,8 +14,11 @@
 )]
 
 pub mod bpf;
+pub mod build;
 pub mod cgroup;
 pub mod command;
+pub mod corpus;
+pub mod fuzz;
 pub mod http;
 pub mod lab;
 pub mod listener;

@@ -3,7 +3,8 @@
 
 use std::{
     cell::RefCell,
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
+    net::{Ipv4Addr, Ipv6Addr},
     path::Path,
 };
 
@@ -25,6 +26,7 @@ use guard_common::{
     parse::{self, ETHERNET_BYTES},
     verdict::{self, Decision, Hook, Reason, Verdict},
 };
+use guard_tests::corpus::{self, Case, Ingredients, Kind};
 use ipnet::IpNet;
 use proptest::{
     prelude::*,
@@ -176,20 +178,23 @@ impl Model {
     /// What the host's build says of a frame at a hook.
     fn judge(&self, hook: Hook, frame: &[u8]) -> Option<(Verdict, Reason)> {
         let mut packet = Packet::EMPTY;
+        let behind = frame.get(ETHERNET_BYTES..).unwrap_or_default();
         let outcome = match hook {
             Hook::Xdp => parse::frame(frame, &mut packet),
             Hook::Tcx | Hook::Edge => {
-                let kind = u16::from_be_bytes([frame[12], frame[13]]);
-                parse::network(&frame[ETHERNET_BYTES..], kind, 0, &mut packet)
+                let kind = frame.get(ETHERNET_BYTES - 2..ETHERNET_BYTES).unwrap_or(&[0, 0]);
+                let kind = u16::from_be_bytes([kind[0], kind[1]]);
+                parse::network(behind, kind, 0, &mut packet)
             }
             Hook::Cgroup => {
-                parse::at_socket(&frame[ETHERNET_BYTES..], Protocol::Tcp, &mut packet);
+                parse::at_socket(behind, Protocol::Tcp, &mut packet);
                 Outcome::Whole
             }
         };
         let decision = self.decide(&packet, |about| match hook {
             Hook::Cgroup => verdict::at_socket(&packet, 0, about),
-            _ => verdict::from_outside(outcome, &packet, about),
+            Hook::Edge => verdict::at_edge(outcome, &packet, about),
+            Hook::Xdp | Hook::Tcx => verdict::from_outside(outcome, &packet, about),
         });
         match decision {
             Decision::NotOurs => None,
@@ -298,14 +303,56 @@ fn contradictory() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// The kernel's test run makes no skb of a frame that ends in its IP header (`bpf_prog_test_run_skb`).
-fn is_refused_as_skb(frame: &[u8]) -> bool {
-    let header = match &frame[12..14] {
-        [0x08, 0x00] => 20,
-        [0x86, 0xdd] => 40,
+/// A program that is asked, and of which frames the kernel's test run makes a packet for it in any release.
+struct Program {
+    hook: Hook,
+    takes: fn(&[u8]) -> bool,
+}
+
+const PROGRAMS: [Program; 4] = [
+    Program { hook: Hook::Xdp, takes: is_taken_as_frame },
+    Program { hook: Hook::Tcx, takes: is_taken_as_skb },
+    Program { hook: Hook::Edge, takes: is_taken_as_skb },
+    Program { hook: Hook::Cgroup, takes: is_taken_as_skb },
+];
+
+/// The kernel's test run takes no frame without a byte behind its Ethernet header (`bpf_test_init` in `net/bpf/test_run.c`).
+fn is_taken_as_frame(frame: &[u8]) -> bool {
+    frame.len() > ETHERNET_BYTES
+}
+
+/// And it makes no skb of a frame that ends in its IP header (`bpf_prog_test_run_skb`).
+fn is_taken_as_skb(frame: &[u8]) -> bool {
+    let header = match frame.get(12..14) {
+        Some([0x08, 0x00]) => 20,
+        Some([0x86, 0xdd]) => 40,
         _ => 0,
     };
-    frame.len() < ETHERNET_BYTES + header
+    is_taken_as_frame(frame) && frame.len() >= ETHERNET_BYTES + header
+}
+
+/// Each mode and each layer there is or is not. The first leaves nothing to others: no backstop, everything guarded.
+fn all_terms() -> Vec<Terms> {
+    let flags = [
+        FLAG_FORWARDED | FLAG_GUARDS_TCP | FLAG_GUARDS_UDP,
+        FLAG_BACKSTOP | FLAG_GUARDS_TCP | FLAG_GUARDS_UDP,
+        FLAG_GUARDS_TCP | FLAG_GUARDS_UDP,
+        FLAG_GUARDS_TCP,
+    ];
+    let terms = [0, NO_END].map(|observe_until_ns| {
+        flags.map(|flags| Terms { observe_until_ns, flags, rule_count: 6 })
+    });
+    terms.concat()
+}
+
+/// Puts the policy in force in the kernel, and returns what answers for it on the host.
+fn put_in_force(maps: &mut PolicyMaps, terms: Terms) -> Model {
+    let ports: &[_] =
+        if terms.flags & FLAG_GUARDS_UDP == 0 { &[TCP, OTHER_TCP] } else { &[TCP, OTHER_TCP, UDP] };
+    let input = input(ports);
+    let tables = compile(&input).expect("the policy compiles");
+    maps.put_in_force(&tables, terms).expect("the policy is put in force");
+    Model::of(&input, terms)
 }
 
 #[test]
@@ -313,48 +360,27 @@ fn kernel_and_host_agree() {
     let loaded = Loaded::new("agree");
     let mut maps = PolicyMaps::open(&loaded.pins).expect("the maps open");
     let oracle = RefCell::new(Oracle::open(&loaded.pins).expect("the programs open"));
-    let flags = [
-        FLAG_BACKSTOP | FLAG_GUARDS_TCP | FLAG_GUARDS_UDP,
-        FLAG_GUARDS_TCP | FLAG_GUARDS_UDP,
-        FLAG_FORWARDED | FLAG_GUARDS_TCP | FLAG_GUARDS_UDP,
-        FLAG_GUARDS_TCP,
-    ];
     let reasons = RefCell::new(HashSet::new());
-    for flags in flags {
-        for observe_until_ns in [0, NO_END] {
-            let terms = Terms { observe_until_ns, flags, rule_count: 6 };
-            let ports: &[_] = if flags & FLAG_GUARDS_UDP != 0 {
-                &[TCP, OTHER_TCP, UDP]
-            } else {
-                &[TCP, OTHER_TCP]
-            };
-            let input = input(ports);
-            let tables = compile(&input).expect("the policy compiles");
-            maps.put_in_force(&tables, terms).expect("the policy is put in force");
-            let model = Model::of(&input, terms);
+    for terms in all_terms() {
+        let model = put_in_force(&mut maps, terms);
 
-            // So many that each verdict and reason below comes up dozens of times.
-            let mut runner =
-                TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(1000) });
-            let agreed = runner.run(&prop_oneof![frames(), damaged(), contradictory()], |frame| {
-                let hooks: &[Hook] = if is_refused_as_skb(&frame) {
-                    &[Hook::Xdp]
-                } else {
-                    &[Hook::Xdp, Hook::Tcx, Hook::Cgroup]
-                };
-                for hook in hooks.iter().copied() {
-                    let kernel = oracle.borrow_mut().judge(hook, &frame).map_err(|error| {
-                        TestCaseError::fail(format!("{hook:?} refused {frame:02x?}: {error}"))
-                    })?;
-                    prop_assert_eq!(kernel, model.judge(hook, &frame), "{:?} {:02x?}", hook, frame);
-                    reasons
-                        .borrow_mut()
-                        .extend(kernel.map(|(verdict, reason)| (hook, verdict, reason)));
-                }
-                Ok(())
-            });
-            agreed.expect("kernel and host agree");
-        }
+        // So many that each verdict and reason below comes up dozens of times.
+        let mut runner =
+            TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(1000) });
+        let agreed = runner.run(&prop_oneof![frames(), damaged(), contradictory()], |frame| {
+            for Program { hook, .. } in PROGRAMS.iter().filter(|one| (one.takes)(&frame)) {
+                let hook = *hook;
+                let kernel = oracle.borrow_mut().judge(hook, &frame).map_err(|error| {
+                    TestCaseError::fail(format!("{hook:?} refused {frame:02x?}: {error}"))
+                })?;
+                prop_assert_eq!(kernel, model.judge(hook, &frame), "{:?} {:02x?}", hook, frame);
+                reasons
+                    .borrow_mut()
+                    .extend(kernel.map(|(verdict, reason)| (hook, verdict, reason)));
+            }
+            Ok(())
+        });
+        agreed.expect("kernel and host agree");
     }
     let reasons = reasons.into_inner();
     for hook in [Hook::Xdp, Hook::Tcx] {
@@ -379,12 +405,126 @@ fn kernel_and_host_agree() {
             "{hook:?} left some"
         );
     }
+    for reason in [
+        Reason::NoRule,
+        Reason::Denied,
+        Reason::Laundered,
+        Reason::Spoofed,
+        Reason::Undecidable,
+        Reason::Malformed,
+    ] {
+        assert!(reasons.contains(&(Hook::Edge, Verdict::Drop, reason)), "{reason:?} was met");
+    }
     for reason in [Reason::NoRule, Reason::Denied] {
         assert!(reasons.contains(&(Hook::Cgroup, Verdict::Drop, reason)), "{reason:?} was met");
     }
     for reason in [Reason::Allowed, Reason::Local] {
         assert!(reasons.contains(&(Hook::Cgroup, Verdict::Pass, reason)), "{reason:?} was met");
     }
+}
+
+/// What the corpus is made from; another number makes other packets where chance has a part in them.
+const SEED: u64 = 11434;
+
+fn corpus() -> Vec<Case> {
+    let v4 = V4.map(Ipv4Addr::from);
+    let v6 = v6().map(Ipv6Addr::from);
+    let pair =
+        |from: &str, to: &str| (from.parse().expect("an address"), to.parse().expect("an address"));
+    // A stranger and an allowed source of each family, to this host.
+    let pairs = [
+        pair("203.0.113.9", "10.77.0.1"),
+        pair("10.77.3.3", "172.30.0.5"),
+        pair("2001:db8::9", "fd77::1"),
+        pair("fd77::5", "fd77::1"),
+    ];
+    let of = Ingredients {
+        v4: &v4,
+        v6: &v6,
+        tcp: TCP.number,
+        udp: UDP.number,
+        other: 22,
+        pairs: &pairs,
+    };
+    corpus::cases(SEED, &of)
+}
+
+/// How many packets of each kind the corpus holds at least, and how many of them a program must have judged under the terms
+/// that leave nothing to others: a NIC's, and the socket's, for which a test run's packets are all of TCP.
+const LEAST: [(Kind, usize, usize, usize); 10] = [
+    (Kind::Plain, 1_300, 400, 400),
+    (Kind::Ipv4Options, 240, 80, 80),
+    (Kind::Chain, 2_700, 1_500, 250),
+    (Kind::Fragment, 360, 240, 8),
+    (Kind::Tagged, 700, 250, 0),
+    (Kind::OtherProtocol, 1_000, 6, 60),
+    (Kind::Contradictory, 880, 450, 200),
+    (Kind::Mutated, 13_000, 11_000, 7_000),
+    (Kind::Damaged, 1_000, 700, 300),
+    (Kind::Truncated, 1_300, 600, 150),
+];
+
+#[test]
+fn kernel_and_host_agree_on_every_packet_of_the_corpus() {
+    let loaded = Loaded::new("corpus");
+    let mut maps = PolicyMaps::open(&loaded.pins).expect("the maps open");
+    let mut oracle = Oracle::open(&loaded.pins).expect("the programs open");
+    let corpus: Vec<_> = corpus().into_iter().enumerate().collect();
+    assert!(corpus.len() >= 10_000, "{} packets", corpus.len());
+
+    let [first, others @ ..] = &all_terms()[..] else { panic!("there are terms") };
+    let model = put_in_force(&mut maps, *first);
+    let judged = agree_on(&corpus, &mut oracle, &model);
+    for (kind, least, at_nic, at_socket) in LEAST {
+        let count = corpus.iter().filter(|(_, case)| case.kind == kind).count();
+        assert!(count >= least, "{count} packets are {kind:?}");
+        for Program { hook, .. } in &PROGRAMS {
+            let judged = judged.get(&(*hook, kind)).copied().unwrap_or_default();
+            let least = match hook {
+                Hook::Xdp | Hook::Tcx => at_nic,
+                Hook::Edge | Hook::Cgroup => at_socket,
+            };
+            assert!(judged >= least, "{hook:?} judged {judged} {kind:?} packets");
+        }
+    }
+
+    // Under each of the other terms its share.
+    for (number, terms) in others.iter().enumerate() {
+        let model = put_in_force(&mut maps, *terms);
+        let share = corpus.iter().filter(|(place, _)| place % others.len() == number);
+        agree_on(share, &mut oracle, &model);
+    }
+}
+
+/// Fails the test unless each program says of each packet what the host says, and returns how many were judged.
+fn agree_on<'a>(
+    corpus: impl IntoIterator<Item = &'a (usize, Case)>,
+    oracle: &mut Oracle,
+    model: &Model,
+) -> HashMap<(Hook, Kind), usize> {
+    let mut judged: HashMap<(Hook, Kind), usize> = HashMap::new();
+    for (place, Case { kind, frame }) in corpus {
+        for Program { hook, takes } in &PROGRAMS {
+            let case = || {
+                let terms = model.terms;
+                format!(
+                    "{hook:?}, {kind:?}, packet {place} of seed {SEED}, {terms:?}: {frame:02x?}"
+                )
+            };
+            // Also where the kernel takes no such packet: nothing makes the host's build panic.
+            let host = model.judge(*hook, frame);
+            let kernel = match oracle.judge(*hook, frame) {
+                Ok(kernel) => kernel,
+                Err(_) if !takes(frame) => continue,
+                Err(error) => panic!("{error}: {}", case()),
+            };
+            assert_eq!(kernel, host, "{}", case());
+            if kernel.is_some() {
+                *judged.entry((*hook, *kind)).or_default() += 1;
+            }
+        }
+    }
+    judged
 }
 
 #[test]

@@ -1,9 +1,10 @@
-//! The project's own tasks: `cargo xtask setup | build | run | test | lint`.
+//! The project's own tasks: `cargo xtask setup | build | run | test | fuzz | lint`.
 //!
 //! This crate is the only place that knows what the build needs and which flags the kernel
 //! programs are compiled with. Every other crate builds with plain cargo and stock stable Rust.
 
 mod command;
+mod fuzz;
 mod kernel_object;
 mod lint;
 mod setup;
@@ -52,6 +53,14 @@ enum Task {
         #[arg(last = true)]
         arguments: Vec<OsString>,
     },
+    /// Runs the fuzzer on what reads packets, policies, texts and requests; says so where there is no nightly Rust
+    Fuzz {
+        /// How long each target runs
+        #[arg(long, default_value_t = 10)]
+        seconds: u32,
+        /// The targets; all where none is named
+        targets: Vec<String>,
+    },
     /// Checks format, lints, the lock file and dependencies; installs nothing
     Lint,
 }
@@ -89,6 +98,7 @@ fn perform(task: Task) -> Result<()> {
             Err(error).with_context(|| format!("could not start {}", built.binary.display()))
         }
         Task::Test { force, arguments } => test::run(&workspace, force, &arguments),
+        Task::Fuzz { seconds, targets } => fuzz::run(&workspace, seconds, &targets),
         Task::Lint => lint::run(&workspace),
     }
 }

@@ -188,7 +188,7 @@ pub fn distribution_has_clippy() -> bool {
 }
 
 /// rustup, never installing a toolchain on the way.
-fn rustup() -> Command {
+pub fn rustup() -> Command {
     let mut command = without_cargo_variables("rustup");
     command.env("RUSTUP_AUTO_INSTALL", "0");
     command

@@ -88,7 +88,7 @@ const fn is_vlan_tag(ether_type: u16) -> bool {
     matches!(ether_type, ethertype::VLAN | ethertype::VLAN_SERVICE)
 }
 
-#[cfg(test)]
-mod against_etherparse;
+#[cfg(any(test, feature = "against-etherparse"))]
+pub mod against_etherparse;
 #[cfg(test)]
 mod tests;

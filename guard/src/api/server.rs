@@ -534,11 +534,15 @@ impl<S: Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
             )
             .into()
         })?;
-        Ok(parse(&body.to_bytes()).map(Self)?)
+        Ok(parse_body(&body.to_bytes()).map(Self)?)
     }
 }
 
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Failure> {
+/// The request that a body holds.
+///
+/// # Errors
+/// When it is no JSON, something else than is asked for, or more than one object.
+pub fn parse_body<T: DeserializeOwned>(body: &[u8]) -> Result<T, Failure> {
     let mut json = serde_json::Deserializer::from_slice(body);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let field = error.path().to_string();
