@@ -1,5 +1,7 @@
 //! Which interfaces are to be covered and how, and bringing the kernel there.
 
+use std::collections::HashSet;
+
 use crate::{
     config::{Attach, Config, Interfaces},
     control::InterfaceStatus,
@@ -59,7 +61,8 @@ pub fn wanted(config: &Config, facts: &Facts) -> Vec<Wanted> {
         .collect()
 }
 
-/// Covers what is wanted and uncovers what no longer is. Returns what did not work, by interface.
+/// Covers what is wanted and uncovers what no longer is. Returns what did not work, by interface: none of it keeps the
+/// others from being covered.
 ///
 /// # Errors
 /// When the programs can't be opened or the kernel's lists not walked.
@@ -67,22 +70,39 @@ pub fn cover(pins: &Pins, config: &Config, facts: &Facts) -> Result<Vec<String>,
     let mut attacher = Attacher::new(pins)?;
     let wanted = wanted(config, facts);
     let mut failures = Vec::new();
+    let mut gone = Vec::new();
     for interface in &wanted {
         match attacher.cover(interface, &facts.seen(interface.ifindex)) {
-            Ok(tried) => {
+            Ok(Some(tried)) => {
                 failures
                     .extend(tried.into_iter().map(|what| format!("{}: {what}", interface.name)));
             }
+            Ok(None) => gone.push(interface.name.as_str()),
             Err(error) => failures.push(format!("{}: {error}", interface.name)),
         }
     }
-    for interface in &facts.interfaces {
-        if wanted.iter().all(|wanted| wanted.ifindex != interface.index) {
-            attacher.uncover(interface.index, &interface.name, &facts.seen(interface.index))?;
+    let asked: HashSet<u32> = wanted.iter().map(|wanted| wanted.ifindex).collect();
+    for interface in facts.interfaces.iter().filter(|interface| !asked.contains(&interface.index)) {
+        let seen = facts.seen(interface.index);
+        if let Err(error) = attacher.uncover(interface.index, &interface.name, &seen) {
+            failures.push(format!("{}: {error}", interface.name));
         }
     }
-    links::forget_dead(pins)?;
+    failures.extend(attacher.leave_strays(&facts.seen).err().map(|error| error.to_string()));
+    failures.extend(links::forget_dead(pins).err().map(|error| error.to_string()));
+    failures.extend(went_away(&gone));
     Ok(failures)
+}
+
+/// One sentence, however many there were.
+fn went_away(gone: &[&str]) -> Option<String> {
+    match gone {
+        [] => None,
+        [only] => Some(format!("{only} went away before it was covered")),
+        [first, others @ ..] => {
+            Some(format!("{first} and {} more went away before they were covered", others.len()))
+        }
+    }
 }
 
 /// Each interface that matters and how the kernel says it is covered, and one sentence for each that should be and is not.
@@ -105,12 +125,19 @@ pub fn report(
             continue;
         }
         let seen = facts.seen(interface.index);
-        let covered = coverage(&own, links, interface.index, &interface.name, &seen);
+        let covered = coverage(&own, links, interface.index, &seen);
         if let (Some(asked), None) = (asked, covered.way)
             && !asked.ladder.is_empty()
         {
             missing.push(format!(
                 "{} is not covered: its packets are stopped at the sockets only; the daemon's log says why",
+                interface.name
+            ));
+        }
+        if !covered.before_ours.is_empty() {
+            missing.push(format!(
+                "{} before guard on {}: what is let pass there is stopped at the sockets only",
+                stands(&covered.before_ours),
                 interface.name
             ));
         }
@@ -130,19 +157,23 @@ fn note(interface: &Interface, asked: Option<&Wanted>, covered: &Coverage) -> Op
     if let Some(first) = asked.and_then(|asked| asked.ladder.first())
         && covered.way.is_some_and(|way| way != *first)
     {
-        notes.push(format!("{} was not to be had", first.name()));
+        let why = covered.slot_holder.as_ref().filter(|_| first.is_xdp());
+        let why = why.map(|holder| format!(": {holder} holds the XDP slot, and is left there"));
+        notes.push(format!("{} was not to be had{}", first.name(), why.unwrap_or_default()));
     }
     if asked.is_none() && is_outside(interface) {
         notes.push("not chosen: stopped at the sockets only".to_owned());
     }
     if !covered.before_ours.is_empty() {
-        notes.push(format!(
-            "{} stands before guard and may pass packets unseen",
-            covered.before_ours.join(", ")
-        ));
+        notes.push(format!("{} before guard", stands(&covered.before_ours)));
     }
     notes.extend(interface.doubt.clone());
     (!notes.is_empty()).then(|| notes.join("; "))
+}
+
+fn stands(programs: &[String]) -> String {
+    let verb = if programs.len() == 1 { "stands" } else { "stand" };
+    format!("{} {verb}", programs.join(", "))
 }
 
 const fn class_name(class: Class) -> &'static str {
@@ -180,5 +211,16 @@ mod tests {
             assert!(ways.iter().all(|way| matches!(way, Way::Tcx | Way::Clsact)), "{mode:?}");
         }
         assert!(ladder(Attach::Socket, true).is_empty());
+    }
+
+    #[test]
+    fn what_has_gone_is_one_sentence() {
+        assert_eq!(went_away(&[]), None);
+        let said = |gone: &[&str]| went_away(gone).unwrap();
+        assert_eq!(said(&["eth1"]), "eth1 went away before it was covered");
+        assert_eq!(
+            said(&["eth1", "eth2", "eth3"]),
+            "eth1 and 2 more went away before they were covered"
+        );
     }
 }

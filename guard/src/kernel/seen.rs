@@ -8,12 +8,17 @@ use netlink_packet_route::{
     tc::{TcAttribute, TcFilterBpfOption, TcMessage, TcOption},
 };
 
-use super::KernelError;
+use super::{
+    KernelError,
+    sys::{self, TcxProgram},
+};
 
 /// What is attached to one interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
     pub xdp: Option<SeenXdp>,
+    /// The programs at TCX ingress, in the order in which packets meet them.
+    pub tcx: Vec<TcxProgram>,
     /// `bpf` filters at `clsact` ingress.
     pub filters: Vec<SeenFilter>,
 }
@@ -50,7 +55,7 @@ pub async fn seen(interfaces: &[u32]) -> Result<HashMap<u32, Seen>, KernelError>
                 LinkAttribute::Xdp(parts) => seen_xdp(parts),
                 _ => None,
             });
-            all.insert(link.header.index, Seen { xdp, filters: Vec::new() });
+            all.insert(link.header.index, Seen { xdp, ..Seen::default() });
         }
     }
     for (ifindex, seen) in &mut all {
@@ -61,6 +66,14 @@ pub async fn seen(interfaces: &[u32]) -> Result<HashMap<u32, Seen>, KernelError>
         }
     }
     connection.abort();
+    for ifindex in interfaces {
+        // Kernels without TCX, and interfaces that have gone, have nothing there.
+        if let Ok(tcx) = sys::tcx_programs(*ifindex)
+            && !tcx.is_empty()
+        {
+            all.entry(*ifindex).or_default().tcx = tcx;
+        }
+    }
     Ok(all)
 }
 
