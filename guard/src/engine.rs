@@ -38,7 +38,8 @@ use crate::{
         reserved_ports,
     },
     kernel::{
-        KernelError, attach,
+        KernelError,
+        attach::{self, Attacher},
         explain::{Oracle, Question},
         links,
         lock::Lock,
@@ -60,6 +61,17 @@ pub struct Place {
     pub is_named: bool,
 }
 
+/// Ends nearer to each other than this are the same.
+const SAME_END_NS: u64 = 100_000_000;
+
+/// What following the network came to, as lines for the log.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Followed {
+    pub news: Vec<String>,
+    /// What did not work, and was not told before.
+    pub problems: Vec<String>,
+}
+
 /// One guard on this host.
 pub struct Engine {
     place: Place,
@@ -78,6 +90,8 @@ pub struct Engine {
     /// Every port that is guarded stays guarded, whatever became of the flags of the daemon that guarded it: only a start and a
     /// reload say anew which ports are.
     keeps_ports: bool,
+    /// What did not work when the network was last looked at.
+    told: Vec<String>,
     is_daemon: bool,
     _lock: Lock,
 }
@@ -109,6 +123,7 @@ impl Engine {
             sets: Sets::default(),
             in_force: None,
             keeps_ports: true,
+            told: Vec::new(),
             is_daemon: false,
             _lock: lock,
         })
@@ -130,30 +145,77 @@ impl Engine {
         self.mortal.is_none()
     }
 
-    /// Covers interfaces that have come, and learns this host's new addresses. Returns what is worth a line in the log.
-    ///
-    /// # Errors
-    /// When the host can't be asked or the policy not be put in force; it is as it was then.
-    pub fn follow_network(&mut self) -> Result<Vec<String>, Failure> {
-        let facts = Facts::gather(&self.settings.config)?;
-        let before = links::ours(&self.pins)?.len();
-        let failures = coverage::cover(&self.pins, &self.settings.config, &facts)?;
-        let mut notes = Vec::new();
-        let after = links::ours(&self.pins)?.len();
-        if after != before {
-            notes.push(format!(
-                "the network has changed: {after} hooks are in place, {before} were"
-            ));
-            notes.extend(failures);
+    /// Learns this host's new addresses, covers interfaces that have come, and mends what others have taken off. One part
+    /// that fails keeps none of the others from being done.
+    pub fn follow_network(&mut self) -> Followed {
+        if self.maps.is_none() {
+            return Followed::default();
         }
+        let facts = match Facts::gather(&self.settings.config) {
+            Ok(facts) => facts,
+            Err(failure) => return self.followed(Vec::new(), vec![failure.to_string()]),
+        };
+        let mut problems = Vec::new();
+        if let Err(failure) = self.mend_sockets() {
+            problems.push(format!("the backstop is missing: {failure}"));
+        }
+        if let Err(failure) = self.follow_addresses(&facts) {
+            problems.push(format!("the policy in force is as it was: {failure}"));
+        }
+        let mut news = Vec::new();
+        match self.follow_interfaces(&facts) {
+            Ok(followed) => {
+                news.extend(followed.news);
+                problems.extend(followed.problems);
+            }
+            Err(failure) => problems.push(failure.to_string()),
+        }
+        self.followed(news, problems)
+    }
+
+    /// A problem that stays is told once.
+    fn followed(&mut self, news: Vec<String>, problems: Vec<String>) -> Followed {
+        let told = mem::replace(&mut self.told, problems.clone());
+        let problems = problems.into_iter().filter(|problem| !told.contains(problem)).collect();
+        Followed { news, problems }
+    }
+
+    /// Attaches the backstop where somebody has taken it off. Where there is no tree to attach it to, the start has said so.
+    fn mend_sockets(&self) -> Result<(), Failure> {
+        match self.settings.mounted_cgroup()? {
+            Some(root) => Ok(Attacher::new(&self.pins)?.cover_sockets(&root.path)?),
+            None => Ok(()),
+        }
+    }
+
+    fn follow_addresses(&mut self, facts: &Facts) -> Result<(), Failure> {
         let policy = self.policy(&self.settings, &self.state)?;
-        let input = self.input(&policy, &facts)?;
-        if self.in_force.as_ref() != Some(&input) {
-            let terms = self.terms(&input, &self.settings, &self.state)?;
+        let mut input = self.input(&policy, facts)?;
+        let terms = self.terms(&input, &self.settings, &self.state)?;
+        let header = self.maps.as_ref().map(PolicyMaps::header).transpose()?.flatten();
+        let same_flags = header.is_some_and(|header| header.flags == terms.flags);
+        if let Some(in_force) = &self.in_force {
+            keep_ends(&mut input, in_force);
+        }
+        if !same_flags || self.in_force.as_ref() != Some(&input) {
             let generation = self.put(input, terms)?;
             log::debug!("generation {generation:?} follows the network");
         }
-        Ok(notes)
+        Ok(())
+    }
+
+    fn follow_interfaces(&self, facts: &Facts) -> Result<Followed, Failure> {
+        let before = self.hooks()?;
+        let problems = coverage::cover(&self.pins, &self.settings.config, facts)?;
+        let after = self.hooks()?;
+        let news = (after != before)
+            .then(|| format!("the network has changed: {after} hooks are in place, {before} were"));
+        Ok(Followed { news: news.into_iter().collect(), problems })
+    }
+
+    /// How many links of ours judge packets.
+    fn hooks(&self) -> Result<usize, KernelError> {
+        Ok(links::ours(&self.pins)?.iter().filter(|link| !link.is_dead()).count())
     }
 
     fn clock(&self) -> Clock {
@@ -468,6 +530,16 @@ impl Engine {
         let in_force = in_force.unwrap_or_default();
         let ports = settings.config.ports.iter();
         Ok(ports.filter(|port| !in_force.contains(port)).copied().collect())
+    }
+}
+
+/// Wall clock and boot time are read one after the other, so that the same end comes out a little different each time.
+/// What differs by more is another end, or a clock that was set.
+fn keep_ends(input: &mut Input, in_force: &Input) {
+    for (rule, held) in input.rules.iter_mut().zip(&in_force.rules) {
+        if rule.until_ns.abs_diff(held.until_ns) < SAME_END_NS {
+            rule.until_ns = held.until_ns;
+        }
     }
 }
 

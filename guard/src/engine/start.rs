@@ -73,9 +73,10 @@ impl Engine {
         self.change(&settings, state)?;
         self.settings = settings;
 
-        for problem in problems {
+        for problem in &problems {
             log::warn!("{problem}");
         }
+        self.told = problems;
         let status = self.status()?;
         Ok(Startup {
             native: self.native_chances(&status, &facts),
