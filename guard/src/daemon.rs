@@ -145,8 +145,12 @@ async fn follow_network(engine: Arc<Mutex<Engine>>) {
                 Ok(followed) => {
                     followed.news.iter().for_each(|news| log::info!("{news}"));
                     followed.problems.iter().for_each(|problem| log::warn!("{problem}"));
+                    followed.is_unfinished
                 }
-                Err(error) => log::error!("{error}"),
+                Err(error) => {
+                    log::error!("{error}");
+                    false
+                }
             }
         }
     };

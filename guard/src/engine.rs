@@ -12,6 +12,7 @@ mod status;
 use std::{
     mem,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use guard_common::{
@@ -70,7 +71,15 @@ pub struct Followed {
     pub news: Vec<String>,
     /// What did not work, and was not told before.
     pub problems: Vec<String>,
+    /// There is more to do than could be done while others wait: it is to be called again soon.
+    pub is_unfinished: bool,
 }
+
+/// How long each part of covering interfaces may keep others waiting.
+const SLICE: Duration = Duration::from_millis(400);
+
+/// How many problems are remembered while there is more to do.
+const MOST_TOLD: usize = 1_000;
 
 /// One guard on this host.
 pub struct Engine {
@@ -92,6 +101,9 @@ pub struct Engine {
     keeps_ports: bool,
     /// What did not work when the network was last looked at.
     told: Vec<String>,
+    refusals: coverage::Refusals,
+    /// How many there were then.
+    hooks: usize,
     is_daemon: bool,
     _lock: Lock,
 }
@@ -124,6 +136,8 @@ impl Engine {
             in_force: None,
             keeps_ports: true,
             told: Vec::new(),
+            refusals: coverage::Refusals::default(),
+            hooks: 0,
             is_daemon: false,
             _lock: lock,
         })
@@ -151,33 +165,30 @@ impl Engine {
         if self.maps.is_none() {
             return Followed::default();
         }
-        let facts = match Facts::gather(&self.settings.config) {
-            Ok(facts) => facts,
-            Err(failure) => return self.followed(Vec::new(), vec![failure.to_string()]),
-        };
-        let mut problems = Vec::new();
-        if let Err(failure) = self.mend_sockets() {
-            problems.push(format!("the backstop is missing: {failure}"));
-        }
-        if let Err(failure) = self.follow_addresses(&facts) {
-            problems.push(format!("the policy in force is as it was: {failure}"));
-        }
-        let mut news = Vec::new();
-        match self.follow_interfaces(&facts) {
-            Ok(followed) => {
-                news.extend(followed.news);
-                problems.extend(followed.problems);
+        let mut followed = Followed::default();
+        match Facts::gather(&self.settings.config) {
+            Ok(facts) => {
+                if let Err(failure) = self.mend_sockets() {
+                    followed.problems.push(format!("the backstop is missing: {failure}"));
+                }
+                if let Err(failure) = self.follow_addresses(&facts) {
+                    followed.problems.push(format!("own addresses are not followed: {failure}"));
+                }
+                if let Err(failure) = self.follow_interfaces(&facts, &mut followed) {
+                    followed.problems.push(format!("interfaces are not covered: {failure}"));
+                }
             }
-            Err(failure) => problems.push(failure.to_string()),
+            Err(failure) => followed.problems.push(failure.to_string()),
         }
-        self.followed(news, problems)
-    }
-
-    /// A problem that stays is told once.
-    fn followed(&mut self, news: Vec<String>, problems: Vec<String>) -> Followed {
-        let told = mem::replace(&mut self.told, problems.clone());
-        let problems = problems.into_iter().filter(|problem| !told.contains(problem)).collect();
-        Followed { news, problems }
+        let problems = followed.problems.clone();
+        followed.problems.retain(|problem| !self.told.contains(problem));
+        // A problem that stays is told once, and one that was not come to this time may well have stayed.
+        if followed.is_unfinished && self.told.len() < MOST_TOLD {
+            self.told.extend(followed.problems.clone());
+        } else {
+            self.told = problems;
+        }
+        followed
     }
 
     /// Attaches the backstop where somebody has taken it off. Where there is no tree to attach it to, the start has said so.
@@ -204,17 +215,31 @@ impl Engine {
         Ok(())
     }
 
-    fn follow_interfaces(&self, facts: &Facts) -> Result<Followed, Failure> {
-        let before = self.hooks()?;
-        let problems = coverage::cover(&self.pins, &self.settings.config, facts)?;
-        let after = self.hooks()?;
-        let news = (after != before)
-            .then(|| format!("the network has changed: {after} hooks are in place, {before} were"));
-        Ok(Followed { news: news.into_iter().collect(), problems })
+    fn follow_interfaces(
+        &mut self,
+        facts: &Facts,
+        followed: &mut Followed,
+    ) -> Result<(), KernelError> {
+        let (pins, config) = (&self.pins, &self.settings.config);
+        let covered = coverage::cover_within(pins, config, facts, SLICE, &mut self.refusals)?;
+        followed.news.extend(covered.gone);
+        followed.problems.extend(covered.failures);
+        followed.is_unfinished = covered.is_unfinished;
+        if covered.is_unfinished {
+            return Ok(());
+        }
+        let after = self.hooks_in_place()?;
+        let before = mem::replace(&mut self.hooks, after);
+        if after != before {
+            followed.news.push(format!(
+                "the network has changed: {after} hooks are in place, {before} were"
+            ));
+        }
+        Ok(())
     }
 
     /// How many links of ours judge packets.
-    fn hooks(&self) -> Result<usize, KernelError> {
+    fn hooks_in_place(&self) -> Result<usize, KernelError> {
         Ok(links::ours(&self.pins)?.iter().filter(|link| !link.is_dead()).count())
     }
 
@@ -463,6 +488,7 @@ impl Control for Engine {
             self.state.reserved_ports = state.reserved_ports;
             self.state.save(&self.settings.config.paths.state, Timestamp::now())?;
             let facts = Facts::gather(&self.settings.config)?;
+            self.refusals.clear();
             notes.extend(coverage::cover(&self.pins, &self.settings.config, &facts)?);
         }
         let rules = self.rules()?;
@@ -551,5 +577,38 @@ fn observe_until_ns(settings: &Settings, state: &State, clock: &Clock) -> u64 {
         // A clock that can't be believed can't say how long there is to go.
         (Mode::Observe, Some(until)) if clock.trusted => clock.boot_at(until),
         (Mode::Observe, Some(_)) => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        compile::{InputRule, RuleKind},
+        rule::{Action, RuleId},
+    };
+
+    fn input(ends: &[u64]) -> Input {
+        let rule = |until_ns: &u64| InputRule {
+            id: RuleId::flag(1),
+            action: Action::Allow,
+            kind: RuleKind::Typed,
+            prefixes: Vec::new(),
+            ports: Vec::new(),
+            until_ns: *until_ns,
+        };
+        Input { rules: ends.iter().map(rule).collect(), ..Input::default() }
+    }
+
+    #[test]
+    fn an_end_that_clocks_give_anew_is_the_same_and_a_clock_that_was_set_is_not() {
+        let second = 1_000_000_000;
+        let in_force = input(&[7 * second, 9 * second, NO_END]);
+        let mut wanted = input(&[7 * second + 20_000, 9 * second - 20_000, NO_END]);
+        keep_ends(&mut wanted, &in_force);
+        assert_eq!(wanted, in_force);
+        let mut wanted = input(&[8 * second, 0, NO_END, 5]);
+        keep_ends(&mut wanted, &in_force);
+        assert_eq!(wanted, input(&[8 * second, 0, NO_END, 5]));
     }
 }

@@ -11,15 +11,15 @@ const SETTLE: Duration = Duration::from_millis(200);
 /// A notice can be lost, and nobody gives notice of a program that others have detached.
 const AT_THE_LATEST: Duration = Duration::from_secs(15);
 
-/// Looks now, after changes, and [`AT_THE_LATEST`] after the last look, for ever. A watch that ends is opened anew; while
-/// it can't be opened the clock alone decides.
+/// Looks now, after changes, [`AT_THE_LATEST`] after the last look, and soon after one that says it has not finished, for
+/// ever. A watch that ends is opened anew; while it can't be opened the clock alone decides.
 pub async fn follow<Watch, Error, Look>(
     mut open: impl FnMut() -> Result<Watch, Error>,
     mut look: impl FnMut() -> Look,
 ) where
     Watch: Stream<Item = ()> + Unpin,
     Error: Display,
-    Look: Future<Output = ()>,
+    Look: Future<Output = bool>,
 {
     let mut watch = None;
     let mut trouble = Trouble::default();
@@ -34,13 +34,16 @@ pub async fn follow<Watch, Error, Look>(
             }
         }
         // Behind the opening: what has changed before it was told to nobody.
-        look().await;
-        match next_change(watch.as_mut()).await {
-            Next::Change => trouble = Trouble::default(),
-            Next::Late => {}
-            Next::End => {
-                watch = None;
-                trouble.tell("the watch of interfaces and addresses has ended; it is opened anew");
+        let is_unfinished = look().await;
+        if !is_unfinished {
+            match next_change(watch.as_mut()).await {
+                Next::Change => trouble = Trouble::default(),
+                Next::Late => {}
+                Next::End => {
+                    watch = None;
+                    trouble
+                        .tell("the watch of interfaces and addresses has ended; it is opened anew");
+                }
             }
         }
         sleep(SETTLE).await;
@@ -120,7 +123,7 @@ mod tests {
         };
         let look = || {
             looks.borrow_mut().push(start.elapsed());
-            async {}
+            async { false }
         };
         let following = async {
             tokio::join!(follow(open, look), meanwhile);
@@ -156,7 +159,7 @@ mod tests {
             }
         };
         let (looks, _) = looks_within(Duration::from_secs(10), vec![changes], storm).await;
-        let pauses = looks.windows(2).map(|pair| pair[1] - pair[0]);
+        let pauses = looks.windows(2).map(|pair| pair[1].saturating_sub(pair[0]));
         assert!(pauses.clone().all(|pause| pause >= SETTLE), "{looks:?}");
         assert!(pauses.clone().all(|pause| pause < SETTLE * 2), "{looks:?}");
     }
@@ -193,7 +196,7 @@ mod tests {
         let open = || Ok::<_, io::Error>(stream::empty());
         let look = || {
             looks.set(looks.get() + 1);
-            async {}
+            async { false }
         };
         let following = Box::pin(follow(open, look));
         let Either::Right(_) = select(following, Box::pin(sleep(Duration::from_secs(2)))).await
@@ -201,6 +204,23 @@ mod tests {
             unreachable!("it never ends")
         };
         assert!((5..=11).contains(&looks.get()), "{}", looks.get());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_unfinished_is_gone_on_with() {
+        let (_sender, changes) = unbounded::<()>();
+        let mut changes = Some(changes);
+        let looks = RefCell::new(Vec::new());
+        let start = Instant::now();
+        let open = || changes.take().ok_or("opened once");
+        let look = || {
+            looks.borrow_mut().push(start.elapsed());
+            let is_unfinished = looks.borrow().len() < 4;
+            async move { is_unfinished }
+        };
+        let followed = timeout(Duration::from_secs(10), follow(open, look)).await;
+        assert!(followed.is_err(), "it never ends");
+        assert_eq!(seconds(&looks.borrow()), [0.0, 0.2, 0.4, 0.6]);
     }
 
     #[test]

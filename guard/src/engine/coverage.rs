@@ -1,6 +1,10 @@
 //! Which interfaces are to be covered and how, and bringing the kernel there.
 
-use std::collections::HashSet;
+use std::{
+    collections::{HashMap, HashSet},
+    mem,
+    time::{Duration, Instant},
+};
 
 use crate::{
     config::{Attach, Config, Interfaces},
@@ -12,6 +16,7 @@ use crate::{
         attach::{Attacher, Coverage, Wanted, Way, coverage},
         links::{self, OwnLink},
         pins::Pins,
+        seen::Seen,
     },
 };
 
@@ -61,37 +66,163 @@ pub fn wanted(config: &Config, facts: &Facts) -> Vec<Wanted> {
         .collect()
 }
 
+/// What covering came to.
+#[derive(Clone, Debug, Default)]
+pub struct Covered {
+    /// What did not work, by interface.
+    pub failures: Vec<String>,
+    /// One sentence about interfaces that had gone before they were covered.
+    pub gone: Option<String>,
+    /// There is more to do than there was time for.
+    pub is_unfinished: bool,
+}
+
 /// Covers what is wanted and uncovers what no longer is. Returns what did not work, by interface: none of it keeps the
 /// others from being covered.
 ///
 /// # Errors
 /// When the programs can't be opened or the kernel's lists not walked.
 pub fn cover(pins: &Pins, config: &Config, facts: &Facts) -> Result<Vec<String>, KernelError> {
+    let covered = cover_within(pins, config, facts, Duration::MAX, &mut Refusals::default())?;
+    Ok(covered.failures.into_iter().chain(covered.gone).collect())
+}
+
+/// As [`cover`], for about this long in each of its parts. The kernel waits for running programs on each TCX hook that
+/// changes (`tcx_entry_sync` in `include/net/tcx.h`), some milliseconds every time; where hundreds come at once, others must
+/// not wait for all of them. What matters most comes first, and something is done every time.
+///
+/// # Errors
+/// When the programs can't be opened or the kernel's lists not walked.
+pub fn cover_within(
+    pins: &Pins,
+    config: &Config,
+    facts: &Facts,
+    limit: Duration,
+    refusals: &mut Refusals,
+) -> Result<Covered, KernelError> {
     let mut attacher = Attacher::new(pins)?;
+    let mut covered = Covered::default();
     let wanted = wanted(config, facts);
-    let mut failures = Vec::new();
-    let mut gone = Vec::new();
-    for interface in &wanted {
-        match attacher.cover(interface, &facts.seen(interface.ifindex)) {
-            Ok(Some(tried)) => {
-                failures
-                    .extend(tried.into_iter().map(|what| format!("{}: {what}", interface.name)));
-            }
-            Ok(None) => gone.push(interface.name.as_str()),
-            Err(error) => failures.push(format!("{}: {error}", interface.name)),
-        }
-    }
     let asked: HashSet<u32> = wanted.iter().map(|wanted| wanted.ifindex).collect();
-    for interface in facts.interfaces.iter().filter(|interface| !asked.contains(&interface.index)) {
-        let seen = facts.seen(interface.index);
-        if let Err(error) = attacher.uncover(interface.index, &interface.name, &seen) {
-            failures.push(format!("{}: {error}", interface.name));
+    let (asked, others): (Vec<_>, Vec<_>) =
+        facts.interfaces.iter().partition(|interface| asked.contains(&interface.index));
+    // Both are in the order of the interfaces.
+    let mut asked: Vec<_> = wanted.iter().zip(asked).collect();
+    asked.sort_by_key(|(_, interface)| urgency(interface));
+
+    let mut earlier = mem::take(refusals);
+    let mut gone = Vec::new();
+    let mut slice = Slice::new(limit);
+    for (wanted, interface) in asked {
+        let seen = facts.seen(wanted.ifindex);
+        let is_on = attacher.is_on(wanted.ifindex, &seen);
+        let circumstances = Circumstances::of(interface, &seen);
+        if let Some(refusal) = earlier.remove(&wanted.ifindex)
+            && is_on
+            && refusal.circumstances == circumstances
+        {
+            covered.failures.extend(refusal.failures.iter().cloned());
+            refusals.insert(wanted.ifindex, refusal);
+            continue;
+        }
+        if !is_on && !slice.has_time() {
+            covered.is_unfinished = true;
+            continue;
+        }
+        let name = &wanted.name;
+        match attacher.cover(wanted, &seen) {
+            Ok(Some(tried)) if tried.is_empty() => {}
+            Ok(Some(tried)) => {
+                let failures: Vec<_> = tried.iter().map(|what| format!("{name}: {what}")).collect();
+                covered.failures.extend(failures.iter().cloned());
+                refusals.insert(wanted.ifindex, Refusal { circumstances, failures });
+            }
+            Ok(None) => gone.push(name.as_str()),
+            Err(error) => covered.failures.push(format!("{name}: {error}")),
         }
     }
-    failures.extend(attacher.leave_strays(&facts.seen).err().map(|error| error.to_string()));
-    failures.extend(links::forget_dead(pins).err().map(|error| error.to_string()));
-    failures.extend(went_away(&gone));
-    Ok(failures)
+    let mut slice = Slice::new(limit);
+    for interface in others {
+        let seen = facts.seen(interface.index);
+        if !attacher.is_on(interface.index, &seen) {
+            continue;
+        }
+        if !slice.has_time() {
+            covered.is_unfinished = true;
+            break;
+        }
+        if let Err(error) = attacher.uncover(interface.index, &interface.name, &seen) {
+            covered.failures.push(format!("{}: {error}", interface.name));
+        }
+    }
+    let mut slice = Slice::new(limit);
+    for stray in attacher.take_strays(&facts.seen) {
+        if !slice.has_time() {
+            covered.is_unfinished = true;
+            break;
+        }
+        covered.failures.extend(stray.detach(pins).err().map(|error| error.to_string()));
+    }
+    covered.failures.extend(links::forget_dead(pins).err().map(|error| error.to_string()));
+    covered.gone = went_away(&gone);
+    Ok(covered)
+}
+
+/// What the kernel or a driver did not take on the way down a ladder, by interface. It is not asked for again until
+/// something has changed: a driver may complain in the kernel's log every time, or do half the work before it refuses.
+pub type Refusals = HashMap<u32, Refusal>;
+
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    circumstances: Circumstances,
+    failures: Vec<String>,
+}
+
+/// What a refusal may have come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Circumstances {
+    name: String,
+    up: bool,
+    carrier: bool,
+    mtu: u32,
+    /// The program in the XDP slot.
+    slot: Option<u32>,
+}
+
+impl Circumstances {
+    fn of(interface: &Interface, seen: &Seen) -> Self {
+        Self {
+            name: interface.name.clone(),
+            up: interface.up,
+            carrier: interface.carrier,
+            mtu: interface.mtu,
+            slot: seen.xdp.map(|xdp| xdp.program_id),
+        }
+    }
+}
+
+/// Time for some work, of which the first piece is always done.
+struct Slice {
+    start: Instant,
+    limit: Duration,
+    is_begun: bool,
+}
+
+impl Slice {
+    fn new(limit: Duration) -> Self {
+        Self { start: Instant::now(), limit, is_begun: false }
+    }
+
+    fn has_time(&mut self) -> bool {
+        let has_time = !self.is_begun || self.start.elapsed() < self.limit;
+        self.is_begun = true;
+        has_time
+    }
+}
+
+/// In this order: interfaces on which packets can arrive, and of them those that are outside for certain.
+fn urgency(interface: &Interface) -> (bool, bool) {
+    (!(interface.up && interface.carrier), interface.doubt.is_some())
 }
 
 /// One sentence, however many there were.
@@ -211,6 +342,38 @@ mod tests {
             assert!(ways.iter().all(|way| matches!(way, Way::Tcx | Way::Clsact)), "{mode:?}");
         }
         assert!(ladder(Attach::Socket, true).is_empty());
+    }
+
+    #[test]
+    fn the_first_piece_of_work_always_has_time() {
+        let mut slice = Slice::new(Duration::ZERO);
+        assert!(slice.has_time());
+        assert!(!slice.has_time());
+        let mut slice = Slice::new(Duration::MAX);
+        assert!((0..3).all(|_| slice.has_time()));
+    }
+
+    #[test]
+    fn what_packets_arrive_on_comes_first() {
+        let interface = |up, carrier, doubt: Option<&str>| Interface {
+            index: 1,
+            name: "eth1".into(),
+            class: Class::Outside,
+            is_ethernet: true,
+            kind: None,
+            up,
+            carrier,
+            mtu: 1500,
+            doubt: doubt.map(str::to_owned),
+        };
+        let order = [
+            interface(true, true, None),
+            interface(true, true, Some("who knows")),
+            interface(true, false, None),
+            interface(false, false, Some("who knows")),
+        ];
+        assert!(order.is_sorted_by_key(urgency));
+        assert!(urgency(&order[0]) < urgency(&order[1]) && urgency(&order[1]) < urgency(&order[2]));
     }
 
     #[test]

@@ -77,6 +77,7 @@ impl Engine {
             log::warn!("{problem}");
         }
         self.told = problems;
+        self.hooks = self.hooks_in_place()?;
         let status = self.status()?;
         Ok(Startup {
             native: self.native_chances(&status, &facts),

@@ -137,21 +137,25 @@ impl<'a> Attacher<'a> {
         self.leave_only(None, ifindex, name, seen)
     }
 
-    /// Takes our programs off interfaces that are none of these: they have moved to another network namespace, where
-    /// what is an own address here is none.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn leave_strays(&mut self, interfaces: &HashMap<u32, Seen>) -> Result<(), KernelError> {
-        let (strays, others) = mem::take(&mut self.links).into_iter().partition(|link| {
+    /// Whether anything of ours is on an interface.
+    #[must_use]
+    pub fn is_on(&self, ifindex: u32, seen: &Seen) -> bool {
+        self.links.iter().any(|link| link.is_on(ifindex, seen))
+            || seen.filters.iter().any(|filter| self.own_programs.contains(&filter.program_id))
+    }
+
+    /// Our links on interfaces that are none of these: they have moved to another network namespace, where what is an
+    /// own address here is none.
+    #[must_use]
+    pub fn take_strays(&mut self, interfaces: &HashMap<u32, Seen>) -> Vec<OwnLink> {
+        let is_stray = |link: &mut OwnLink| {
             let at = match link.place {
                 LinkPlace::Xdp { ifindex } | LinkPlace::Tcx { ifindex } => ifindex,
                 LinkPlace::Cgroup { .. } | LinkPlace::Other => return false,
             };
             !link.is_dead() && !interfaces.get(&at).is_some_and(|seen| link.is_on(at, seen))
-        });
-        self.links = others;
-        detach_all(strays, self.pins)
+        };
+        self.links.extract_if(.., is_stray).collect()
     }
 
     fn attach(&mut self, way: Way, wanted: &Wanted, seen: &Seen) -> io::Result<()> {
@@ -161,10 +165,10 @@ impl<'a> Attacher<'a> {
         let ifindex = wanted.ifindex;
         let place =
             if way.is_xdp() { LinkPlace::Xdp { ifindex } } else { LinkPlace::Tcx { ifindex } };
-        let (mut standing, others): (Vec<_>, _) = mem::take(&mut self.links)
-            .into_iter()
-            .partition(|link| link.place == place && link.is_on(ifindex, seen));
-        self.links = others;
+        let mut standing: Vec<OwnLink> = self
+            .links
+            .extract_if(.., |link| link.place == place && link.is_on(ifindex, seen))
+            .collect();
         // Of several in the one slot of a device, all but one are on others that have the same number elsewhere.
         let is_right = !way.is_xdp()
             || standing.len() == 1
@@ -250,10 +254,10 @@ impl<'a> Attacher<'a> {
             LinkPlace::Tcx { .. } => way == Some(Way::Tcx),
             LinkPlace::Cgroup { .. } | LinkPlace::Other => true,
         };
-        let (go, stay) = mem::take(&mut self.links)
-            .into_iter()
-            .partition(|link| link.is_on(ifindex, seen) && !stays(link.place));
-        self.links = stay;
+        let go = self
+            .links
+            .extract_if(.., |link| link.is_on(ifindex, seen) && !stays(link.place))
+            .collect();
         detach_all(go, self.pins)?;
         if way != Some(Way::Clsact) {
             for filter in &seen.filters {

@@ -85,7 +85,7 @@ impl OwnLink {
     /// When the pin can't be made.
     pub fn keep(&self, pins: &Pins) -> Result<(), KernelError> {
         let path = pins.links().join(self.pin_name());
-        if sys::pinned(&path).and_then(OwnLink::of).is_ok_and(|held| held.id == self.id) {
+        if sys::pinned(&path).and_then(Self::of).is_ok_and(|held| held.id == self.id) {
             return Ok(());
         }
         remove_pin(path.clone())?;
