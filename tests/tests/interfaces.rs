@@ -16,6 +16,7 @@ use guard::{
     },
 };
 use guard_tests::{
+    command,
     foreign::{Foreign, TCX_NEXT, TCX_PASS, detach_guard, detach_oldest, guard_links, xdp_off},
     lab::{
         BRIDGE, CLIENT, CONTAINER, Lab, NEIGHBOUR, OLLAMA, SERVER, SERVER_TO_NEIGHBOUR,
@@ -517,7 +518,7 @@ fn a_race_for_the_xdp_slot_leaves_no_gap() {
     assert!(lines <= 40, "{}", guard.log());
 }
 
-on_each_hook!(what_somebody_detaches_is_named_and_put_back, [native, tcx, socket]);
+on_each_hook!(what_somebody_detaches_is_named_and_put_back, [native, tcx, clsact, socket]);
 fn what_somebody_detaches_is_named_and_put_back(attach: Attach) {
     let lab = Lab::new(&format!("put_back {attach}"));
     let listener = lab.serve();
@@ -527,7 +528,12 @@ fn what_somebody_detaches_is_named_and_put_back(attach: Attach) {
         _ => (attach.hook(), "eth0"),
     };
 
-    assert_eq!(detach_guard(&lab.pins(), hook), 1);
+    if attach == Attach::Clsact {
+        let netns = format!("--net={}", lab.server.netns_path().display());
+        command::run("nsenter", &[&netns, "tc", "qdisc", "delete", "dev", "eth0", "clsact"]);
+    } else {
+        assert_eq!(detach_guard(&lab.pins(), hook), 1);
+    }
     // Guard may have looked already.
     let said = missing(&guard.status());
     assert!(said.is_empty() || said[0].contains(name), "{said:#?}");
