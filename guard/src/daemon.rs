@@ -3,12 +3,10 @@
 
 use std::{
     io,
-    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use futures::{FutureExt, StreamExt};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     signal::unix::{SignalKind, signal},
@@ -23,14 +21,12 @@ use crate::{
     control::{Control, Failure},
     engine::{Engine, Place},
     events::{self, BootClock, Hub},
+    follow,
     host::netlink,
     kernel::{KernelError, lock::Lock, probe, ring::EventRing},
     output, startup,
     state::RunFlags,
 };
-
-/// Bursts of network changes shorter than this are taken as one.
-const SETTLE: Duration = Duration::from_millis(200);
 
 /// Ends are looked for at least this often: they are in boot time, which goes on while the machine is suspended, and timers do
 /// not.
@@ -149,27 +145,23 @@ fn interface_name(index: u32) -> Option<String> {
 
 /// Keeps interfaces covered and own addresses known as they come and go.
 async fn follow_network(engine: Arc<Mutex<Engine>>) {
-    let changes = match netlink::watch() {
-        Ok(changes) => changes,
-        Err(error) => {
-            log::error!(
-                "changes of interfaces and addresses can't be followed: {error}; after one, run `guard reload`"
-            );
-            return;
+    let look = || {
+        let engine = engine.clone();
+        async {
+            match spawn_blocking(move || lock(&engine).follow_network()).await {
+                Ok(followed) => {
+                    followed.news.iter().for_each(|news| log::info!("{news}"));
+                    followed.problems.iter().for_each(|problem| log::warn!("{problem}"));
+                    followed.is_unfinished
+                }
+                Err(error) => {
+                    log::error!("{error}");
+                    false
+                }
+            }
         }
     };
-    let mut changes = pin!(changes);
-    while changes.next().await.is_some() {
-        sleep(SETTLE).await;
-        while let Some(Some(())) = changes.next().now_or_never() {}
-        let engine = engine.clone();
-        let followed = spawn_blocking(move || lock(&engine).follow_network()).await;
-        match followed {
-            Ok(Ok(notes)) => notes.iter().for_each(|note| log::info!("{note}")),
-            Ok(Err(failure)) => log::error!("{failure}; the policy in force is as it was"),
-            Err(error) => log::error!("{error}"),
-        }
-    }
+    follow::follow(netlink::watch, look).await;
 }
 
 /// Ends connections when what let them in has ended in the kernel: an allow, or the time of observing.

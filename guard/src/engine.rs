@@ -13,6 +13,7 @@ mod status;
 use std::{
     mem,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use guard_common::{
@@ -41,7 +42,8 @@ use crate::{
         reserved_ports,
     },
     kernel::{
-        KernelError, attach,
+        KernelError,
+        attach::{self, Attacher},
         explain::{Oracle, Question},
         links,
         lock::Lock,
@@ -63,6 +65,25 @@ pub struct Place {
     pub is_named: bool,
 }
 
+/// Ends nearer to each other than this are the same.
+const SAME_END_NS: u64 = 100_000_000;
+
+/// What following the network came to, as lines for the log.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Followed {
+    pub news: Vec<String>,
+    /// What did not work, and was not told before.
+    pub problems: Vec<String>,
+    /// There is more to do than could be done while others wait: it is to be called again soon.
+    pub is_unfinished: bool,
+}
+
+/// How long each part of covering interfaces may keep others waiting.
+const SLICE: Duration = Duration::from_millis(400);
+
+/// How many problems are remembered while there is more to do.
+const MOST_TOLD: usize = 1_000;
+
 /// One guard on this host.
 pub struct Engine {
     place: Place,
@@ -81,6 +102,11 @@ pub struct Engine {
     /// Every port that is guarded stays guarded, whatever became of the flags of the daemon that guarded it: only a start and a
     /// reload say anew which ports are.
     keeps_ports: bool,
+    /// What did not work when the network was last looked at.
+    told: Vec<String>,
+    refusals: coverage::Refusals,
+    /// How many there were then.
+    hooks: usize,
     is_daemon: bool,
     /// Counts the policies put in force.
     policies: watch::Sender<u64>,
@@ -114,6 +140,9 @@ impl Engine {
             sets: Sets::default(),
             in_force: None,
             keeps_ports: true,
+            told: Vec::new(),
+            refusals: coverage::Refusals::default(),
+            hooks: 0,
             is_daemon: false,
             policies: watch::Sender::new(0),
             _lock: lock,
@@ -136,31 +165,93 @@ impl Engine {
         self.mortal.is_none()
     }
 
-    /// Covers interfaces that have come, and learns this host's new addresses. Returns what is worth a line in the log.
-    ///
-    /// # Errors
-    /// When the host can't be asked or the policy not be put in force; it is as it was then.
-    pub fn follow_network(&mut self) -> Result<Vec<String>, Failure> {
-        let facts = Facts::gather(&self.settings.config)?;
-        let before = links::ours(&self.pins)?.len();
-        let failures = coverage::cover(&self.pins, &self.settings.config, &facts)?;
-        let mut notes = Vec::new();
-        let after = links::ours(&self.pins)?.len();
-        if after != before {
-            notes.push(format!(
-                "the network has changed: {after} hooks are in place, {before} were"
-            ));
-            notes.extend(failures);
+    /// Learns this host's new addresses, covers interfaces that have come, and mends what others have taken off. One part
+    /// that fails keeps none of the others from being done.
+    pub fn follow_network(&mut self) -> Followed {
+        if self.maps.is_none() {
+            return Followed::default();
         }
+        let mut followed = Followed::default();
+        match Facts::gather(&self.settings.config) {
+            Ok(facts) => {
+                if let Err(failure) = self.mend_sockets() {
+                    followed.problems.push(format!("the backstop is missing: {failure}"));
+                }
+                match self.follow_addresses(&facts) {
+                    Ok(cut) => followed.news.extend(cut),
+                    Err(failure) => {
+                        followed.problems.push(format!("own addresses are not followed: {failure}"))
+                    }
+                }
+                if let Err(failure) = self.follow_interfaces(&facts, &mut followed) {
+                    followed.problems.push(format!("interfaces are not covered: {failure}"));
+                }
+            }
+            Err(failure) => followed.problems.push(failure.to_string()),
+        }
+        let problems = followed.problems.clone();
+        followed.problems.retain(|problem| !self.told.contains(problem));
+        // A problem that stays is told once, and one that was not come to this time may well have stayed.
+        if followed.is_unfinished && self.told.len() < MOST_TOLD {
+            self.told.extend(followed.problems.clone());
+        } else {
+            self.told = problems;
+        }
+        followed
+    }
+
+    /// Attaches the backstop where somebody has taken it off. Where there is no tree to attach it to, the start has said so.
+    fn mend_sockets(&self) -> Result<(), Failure> {
+        match self.settings.mounted_cgroup()? {
+            Some(root) => Ok(Attacher::new(&self.pins)?.cover_sockets(&root.path)?),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns what connections that has cut.
+    fn follow_addresses(&mut self, facts: &Facts) -> Result<Vec<String>, Failure> {
         let policy = self.policy(&self.settings, &self.state)?;
-        let input = self.input(&policy, &facts)?;
-        if self.in_force.as_ref() != Some(&input) {
-            let terms = self.terms(&input, &self.settings, &self.state)?;
+        let mut input = self.input(&policy, facts)?;
+        let terms = self.terms(&input, &self.settings, &self.state)?;
+        let header = self.maps.as_ref().map(PolicyMaps::header).transpose()?.flatten();
+        let same_flags = header.is_some_and(|header| header.flags == terms.flags);
+        if let Some(in_force) = &self.in_force {
+            keep_ends(&mut input, in_force);
+        }
+        if !same_flags || self.in_force.as_ref() != Some(&input) {
             let generation = self.put(input, terms)?;
             log::debug!("generation {generation:?} follows the network");
-            notes.extend(cutting::notes(&self.cut()));
+            return Ok(cutting::notes(&self.cut()));
         }
-        Ok(notes)
+        Ok(Vec::new())
+    }
+
+    fn follow_interfaces(
+        &mut self,
+        facts: &Facts,
+        followed: &mut Followed,
+    ) -> Result<(), KernelError> {
+        let (pins, config) = (&self.pins, &self.settings.config);
+        let covered = coverage::cover_within(pins, config, facts, SLICE, &mut self.refusals)?;
+        followed.news.extend(covered.gone);
+        followed.problems.extend(covered.failures);
+        followed.is_unfinished = covered.is_unfinished;
+        if covered.is_unfinished {
+            return Ok(());
+        }
+        let after = self.hooks_in_place()?;
+        let before = mem::replace(&mut self.hooks, after);
+        if after != before {
+            followed.news.push(format!(
+                "the network has changed: {after} hooks are in place, {before} were"
+            ));
+        }
+        Ok(())
+    }
+
+    /// How many links of ours judge packets.
+    fn hooks_in_place(&self) -> Result<usize, KernelError> {
+        Ok(links::ours(&self.pins)?.iter().filter(|link| !link.is_dead()).count())
     }
 
     fn clock(&self) -> Clock {
@@ -418,6 +509,7 @@ impl Control for Engine {
             self.state.reserved_ports = state.reserved_ports;
             self.state.save(&self.settings.config.paths.state, Timestamp::now())?;
             let facts = Facts::gather(&self.settings.config)?;
+            self.refusals.clear();
             notes.extend(coverage::cover(&self.pins, &self.settings.config, &facts)?);
         }
         let rules = self.rules()?;
@@ -489,6 +581,16 @@ impl Engine {
     }
 }
 
+/// Wall clock and boot time are read one after the other, so that the same end comes out a little different each time.
+/// What differs by more is another end, or a clock that was set.
+fn keep_ends(input: &mut Input, in_force: &Input) {
+    for (rule, held) in input.rules.iter_mut().zip(&in_force.rules) {
+        if rule.until_ns.abs_diff(held.until_ns) < SAME_END_NS {
+            rule.until_ns = held.until_ns;
+        }
+    }
+}
+
 /// See `PolicyHeader::observe_until_ns`. What a command set comes before the flag, and that before the file.
 fn observe_until_ns(settings: &Settings, state: &State, clock: &Clock) -> u64 {
     match (state.mode.unwrap_or(settings.config.mode), state.observe_until) {
@@ -497,5 +599,38 @@ fn observe_until_ns(settings: &Settings, state: &State, clock: &Clock) -> u64 {
         // A clock that can't be believed can't say how long there is to go.
         (Mode::Observe, Some(until)) if clock.trusted => clock.boot_at(until),
         (Mode::Observe, Some(_)) => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        compile::{InputRule, RuleKind},
+        rule::{Action, RuleId},
+    };
+
+    fn input(ends: &[u64]) -> Input {
+        let rule = |until_ns: &u64| InputRule {
+            id: RuleId::flag(1),
+            action: Action::Allow,
+            kind: RuleKind::Typed,
+            prefixes: Vec::new(),
+            ports: Vec::new(),
+            until_ns: *until_ns,
+        };
+        Input { rules: ends.iter().map(rule).collect(), ..Input::default() }
+    }
+
+    #[test]
+    fn an_end_that_clocks_give_anew_is_the_same_and_a_clock_that_was_set_is_not() {
+        let second = 1_000_000_000;
+        let in_force = input(&[7 * second, 9 * second, NO_END]);
+        let mut wanted = input(&[7 * second + 20_000, 9 * second - 20_000, NO_END]);
+        keep_ends(&mut wanted, &in_force);
+        assert_eq!(wanted, in_force);
+        let mut wanted = input(&[8 * second, 0, NO_END, 5]);
+        keep_ends(&mut wanted, &in_force);
+        assert_eq!(wanted, input(&[8 * second, 0, NO_END, 5]));
     }
 }

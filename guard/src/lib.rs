@@ -15,6 +15,7 @@ pub mod duration;
 pub mod engine;
 pub mod events;
 pub mod exit;
+mod follow;
 pub mod host;
 pub mod kernel;
 pub mod output;

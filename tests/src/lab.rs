@@ -163,24 +163,39 @@ impl Lab {
     #[must_use]
     #[track_caller]
     pub fn add_neighbour(&self) -> Machine {
-        let neighbour = Machine::new(netns(&self.name, "neighbour"));
-        self.add_machine(&neighbour);
-        self.join(
-            Port {
-                machine: &neighbour,
-                interface: "eth0",
-                mac: NEIGHBOUR_MAC,
-                addresses: NEIGHBOUR,
-            },
+        let neighbour = self.add_bare_machine("neighbour");
+        self.plug_in(&neighbour, None);
+        neighbour
+    }
+
+    /// A machine without a link.
+    #[must_use]
+    #[track_caller]
+    pub fn add_bare_machine(&self, name: &str) -> Machine {
+        let machine = Machine::new(netns(&self.name, name));
+        self.add_machine(&machine);
+        machine
+    }
+
+    /// Joins a neighbour to the server's `eth1`, which is made, with this number where one is asked for.
+    #[track_caller]
+    pub fn plug_in(&self, neighbour: &Machine, index: Option<u32>) {
+        self.join_by(
+            index,
             Port {
                 machine: &self.server,
                 interface: "eth1",
                 mac: SERVER_TO_NEIGHBOUR_MAC,
                 addresses: SERVER_TO_NEIGHBOUR,
             },
+            Port {
+                machine: neighbour,
+                interface: "eth0",
+                mac: NEIGHBOUR_MAC,
+                addresses: NEIGHBOUR,
+            },
         );
-        add_default_route(&neighbour, SERVER_TO_NEIGHBOUR);
-        neighbour
+        add_default_route(neighbour, SERVER_TO_NEIGHBOUR);
     }
 
     /// A container behind a bridge of the server, `br0`.
@@ -266,10 +281,16 @@ impl Lab {
     }
 
     #[track_caller]
-    #[expect(clippy::unused_self, reason = "a link is made as part of a lab, which removes it")]
     fn join(&self, one: Port, other: Port) {
+        self.join_by(None, one, other);
+    }
+
+    #[track_caller]
+    #[expect(clippy::unused_self, reason = "a link is made as part of a lab, which removes it")]
+    fn join_by(&self, index: Option<u32>, one: Port, other: Port) {
+        let index = index.map(|index| format!("index {index}")).unwrap_or_default();
         command::ip(&format!(
-            "link add {} netns {} address {} type veth peer name {} netns {} address {}",
+            "link add {} netns {} address {} {index} type veth peer name {} netns {} address {}",
             one.interface,
             one.machine.netns(),
             mac_text(one.mac),

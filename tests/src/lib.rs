@@ -18,6 +18,7 @@ pub mod build;
 pub mod cgroup;
 pub mod command;
 pub mod corpus;
+pub mod foreign;
 pub mod fuzz;
 pub mod http;
 pub mod lab;

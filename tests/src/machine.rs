@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::{
+    net::{AddressFamily, SocketType, netdevice},
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+};
 
 use crate::{command, http, wait::PATIENCE};
 
@@ -79,6 +82,31 @@ impl Machine {
             self.netns,
             String::from_utf8_lossy(&output.stderr).trim()
         );
+    }
+
+    /// The number of an interface here.
+    #[must_use]
+    #[track_caller]
+    pub fn index_of(&self, interface: &str) -> u32 {
+        let index = self.inside(|| {
+            let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None)?;
+            netdevice::name_to_index(socket, interface)
+        });
+        index.unwrap_or_else(|error| panic!("{} has no {interface}: {error}", self.netns))
+    }
+
+    /// How often an interface's carrier came and went (`carrier_changes` of `/sys/class/net`).
+    #[must_use]
+    #[track_caller]
+    pub fn carrier_changes(&self, interface: &str) -> u64 {
+        let path = format!("/sys/class/net/{interface}/carrier_changes");
+        // `/sys` shows the interfaces of the namespace that it was mounted in; `ip netns exec` mounts it anew.
+        let output = command::output(
+            std::process::Command::new("ip").args(["netns", "exec", &self.netns, "cat", &path]),
+            "",
+        );
+        let text = String::from_utf8_lossy(&output.stdout);
+        text.trim().parse().unwrap_or_else(|error| panic!("{path} says `{text}`: {error}"))
     }
 
     /// Loads an nftables rule set here.

@@ -244,6 +244,17 @@ impl<'lab> Guard<'lab> {
     /// As [`Guard::start`], with these flags.
     #[track_caller]
     pub fn start_with(&self, flags: &[&str]) {
+        self.start_until(flags, self.attach.covered());
+    }
+
+    /// As [`Guard::start`], where something keeps guard from attaching as it is told, and it comes to this.
+    #[track_caller]
+    pub fn start_expecting(&self, hook: &str) {
+        self.start_until(&[], Some(hook));
+    }
+
+    #[track_caller]
+    fn start_until(&self, flags: &[&str], hook: Option<&str>) {
         let pid = self.spawn(flags);
         until("guard is in force", || {
             assert!(self.daemon_runs(), "`guard run` ended; it said:\n{}", self.log());
@@ -252,7 +263,8 @@ impl<'lab> Guard<'lab> {
                 return false;
             }
             let answer = self.ask(&["status", "--json"]);
-            serde_json::from_str(&answer.output).is_ok_and(|status| self.is_in_force(&status, pid))
+            serde_json::from_str(&answer.output)
+                .is_ok_and(|status| self.is_in_force(&status, pid, hook))
         });
     }
 
@@ -280,8 +292,8 @@ impl<'lab> Guard<'lab> {
         pid
     }
 
-    fn is_in_force(&self, status: &Status, pid: u32) -> bool {
-        let covered = self.attach.covered().is_none_or(|hook| covered(status, "eth0", hook));
+    fn is_in_force(&self, status: &Status, pid: u32, hook: Option<&str>) -> bool {
+        let covered = hook.is_none_or(|hook| covered(status, "eth0", hook));
         status.daemon == Some(pid)
             && status.enforcement != Enforcement::None
             && status.backstop.attached == self.has_cgroups

@@ -1,5 +1,11 @@
 //! Which interfaces are to be covered and how, and bringing the kernel there.
 
+use std::{
+    collections::{HashMap, HashSet},
+    mem,
+    time::{Duration, Instant},
+};
+
 use crate::{
     config::{Attach, Config, Interfaces},
     control::InterfaceStatus,
@@ -10,6 +16,7 @@ use crate::{
         attach::{Attacher, Coverage, Wanted, Way, coverage},
         links::{self, OwnLink},
         pins::Pins,
+        seen::Seen,
     },
 };
 
@@ -78,30 +85,174 @@ pub fn wanted(config: &Config, facts: &Facts) -> Vec<Wanted> {
     facts.interfaces.iter().filter_map(wanted).collect()
 }
 
-/// Covers what is wanted and uncovers what no longer is. Returns what did not work, by interface.
+/// What covering came to.
+#[derive(Clone, Debug, Default)]
+pub struct Covered {
+    /// What did not work, by interface.
+    pub failures: Vec<String>,
+    /// One sentence about interfaces that had gone before they were covered.
+    pub gone: Option<String>,
+    /// There is more to do than there was time for.
+    pub is_unfinished: bool,
+}
+
+/// Covers what is wanted and uncovers what no longer is. Returns what did not work, by interface: none of it keeps the
+/// others from being covered.
 ///
 /// # Errors
 /// When the programs can't be opened or the kernel's lists not walked.
 pub fn cover(pins: &Pins, config: &Config, facts: &Facts) -> Result<Vec<String>, KernelError> {
+    let covered = cover_within(pins, config, facts, Duration::MAX, &mut Refusals::default())?;
+    Ok(covered.failures.into_iter().chain(covered.gone).collect())
+}
+
+/// As [`cover`], for about this long in each of its parts. The kernel waits for running programs on each TCX hook that
+/// changes (`tcx_entry_sync` in `include/net/tcx.h`), some milliseconds every time; where hundreds come at once, others must
+/// not wait for all of them. What matters most comes first, and something is done every time.
+///
+/// # Errors
+/// When the programs can't be opened or the kernel's lists not walked.
+pub fn cover_within(
+    pins: &Pins,
+    config: &Config,
+    facts: &Facts,
+    limit: Duration,
+    refusals: &mut Refusals,
+) -> Result<Covered, KernelError> {
     let mut attacher = Attacher::new(pins)?;
+    let mut covered = Covered::default();
     let wanted = wanted(config, facts);
-    let mut failures = Vec::new();
-    for interface in &wanted {
-        match attacher.cover(interface, &facts.seen(interface.ifindex)) {
-            Ok(tried) => {
-                failures
-                    .extend(tried.into_iter().map(|what| format!("{}: {what}", interface.name)));
+    let asked: HashSet<u32> = wanted.iter().map(|wanted| wanted.ifindex).collect();
+    let (asked, others): (Vec<_>, Vec<_>) =
+        facts.interfaces.iter().partition(|interface| asked.contains(&interface.index));
+    // Both are in the order of the interfaces.
+    let mut asked: Vec<_> = wanted.iter().zip(asked).collect();
+    asked.sort_by_key(|(_, interface)| urgency(interface));
+
+    let mut earlier = mem::take(refusals);
+    let mut gone = Vec::new();
+    let mut slice = Slice::new(limit);
+    for (wanted, interface) in asked {
+        let seen = facts.seen(wanted.ifindex);
+        let is_on = attacher.is_on(wanted.ifindex, &seen);
+        let circumstances = Circumstances::of(interface, &seen);
+        if let Some(refusal) = earlier.remove(&wanted.ifindex)
+            && is_on
+            && refusal.circumstances == circumstances
+        {
+            covered.failures.extend(refusal.failures.iter().cloned());
+            refusals.insert(wanted.ifindex, refusal);
+            continue;
+        }
+        if !is_on && !slice.has_time() {
+            covered.is_unfinished = true;
+            continue;
+        }
+        let name = &wanted.name;
+        match attacher.cover(wanted, &seen) {
+            Ok(Some(tried)) if tried.is_empty() => {}
+            Ok(Some(tried)) => {
+                let failures: Vec<_> = tried.iter().map(|what| format!("{name}: {what}")).collect();
+                covered.failures.extend(failures.iter().cloned());
+                refusals.insert(wanted.ifindex, Refusal { circumstances, failures });
             }
-            Err(error) => failures.push(format!("{}: {error}", interface.name)),
+            Ok(None) => gone.push(name.as_str()),
+            Err(error) => covered.failures.push(format!("{name}: {error}")),
         }
     }
-    for interface in &facts.interfaces {
-        if wanted.iter().all(|wanted| wanted.ifindex != interface.index) {
-            attacher.uncover(interface.index, &interface.name, &facts.seen(interface.index))?;
+    let mut slice = Slice::new(limit);
+    for interface in others {
+        let seen = facts.seen(interface.index);
+        if !attacher.is_on(interface.index, &seen) {
+            continue;
+        }
+        if !slice.has_time() {
+            covered.is_unfinished = true;
+            break;
+        }
+        if let Err(error) = attacher.uncover(interface.index, &interface.name, &seen) {
+            covered.failures.push(format!("{}: {error}", interface.name));
         }
     }
-    links::forget_dead(pins)?;
-    Ok(failures)
+    let mut slice = Slice::new(limit);
+    for stray in attacher.take_strays(&facts.seen) {
+        if !slice.has_time() {
+            covered.is_unfinished = true;
+            break;
+        }
+        covered.failures.extend(stray.detach(pins).err().map(|error| error.to_string()));
+    }
+    covered.failures.extend(links::forget_dead(pins).err().map(|error| error.to_string()));
+    covered.gone = went_away(&gone);
+    Ok(covered)
+}
+
+/// What the kernel or a driver did not take on the way down a ladder, by interface. It is not asked for again until
+/// something has changed: a driver may complain in the kernel's log every time, or do half the work before it refuses.
+pub type Refusals = HashMap<u32, Refusal>;
+
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    circumstances: Circumstances,
+    failures: Vec<String>,
+}
+
+/// What a refusal may have come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Circumstances {
+    name: String,
+    up: bool,
+    carrier: bool,
+    mtu: u32,
+    /// The program in the XDP slot.
+    slot: Option<u32>,
+}
+
+impl Circumstances {
+    fn of(interface: &Interface, seen: &Seen) -> Self {
+        Self {
+            name: interface.name.clone(),
+            up: interface.up,
+            carrier: interface.carrier,
+            mtu: interface.mtu,
+            slot: seen.xdp.map(|xdp| xdp.program_id),
+        }
+    }
+}
+
+/// Time for some work, of which the first piece is always done.
+struct Slice {
+    start: Instant,
+    limit: Duration,
+    is_begun: bool,
+}
+
+impl Slice {
+    fn new(limit: Duration) -> Self {
+        Self { start: Instant::now(), limit, is_begun: false }
+    }
+
+    fn has_time(&mut self) -> bool {
+        let has_time = !self.is_begun || self.start.elapsed() < self.limit;
+        self.is_begun = true;
+        has_time
+    }
+}
+
+/// In this order: interfaces on which packets can arrive, and of them those that are outside for certain.
+fn urgency(interface: &Interface) -> (bool, bool) {
+    (!(interface.up && interface.carrier), interface.doubt.is_some())
+}
+
+/// One sentence, however many there were.
+fn went_away(gone: &[&str]) -> Option<String> {
+    match gone {
+        [] => None,
+        [only] => Some(format!("{only} went away before it was covered")),
+        [first, others @ ..] => {
+            Some(format!("{first} and {} more went away before they were covered", others.len()))
+        }
+    }
 }
 
 /// Each interface that matters and how the kernel says it is covered, and one sentence for each that should be and is not.
@@ -124,7 +275,7 @@ pub fn report(
             continue;
         }
         let seen = facts.seen(interface.index);
-        let covered = coverage(&own, links, interface.index, &interface.name, &seen);
+        let covered = coverage(&own, links, interface.index, &seen);
         if let (Some(asked), None) = (asked, covered.way)
             && !asked.ladder.is_empty()
         {
@@ -139,6 +290,13 @@ pub fn report(
                     interface.name
                 )
             });
+        }
+        if !covered.before_ours.is_empty() {
+            missing.push(format!(
+                "{} before guard on {}: what is let pass there is stopped at the sockets only",
+                stands(&covered.before_ours),
+                interface.name
+            ));
         }
         interfaces.push(InterfaceStatus {
             name: interface.name.clone(),
@@ -156,19 +314,23 @@ fn note(interface: &Interface, asked: Option<&Wanted>, covered: &Coverage) -> Op
     if let Some(first) = asked.and_then(|asked| asked.ladder.first())
         && covered.way.is_some_and(|way| way != *first)
     {
-        notes.push(format!("{} was not to be had", first.name()));
+        let why = covered.slot_holder.as_ref().filter(|_| first.is_xdp());
+        let why = why.map(|holder| format!(": {holder} holds the XDP slot, and is left there"));
+        notes.push(format!("{} was not to be had{}", first.name(), why.unwrap_or_default()));
     }
     if asked.is_none() && is_outside(interface) {
         notes.push("not chosen: stopped at the sockets only".to_owned());
     }
     if !covered.before_ours.is_empty() {
-        notes.push(format!(
-            "{} stands before guard and may pass packets unseen",
-            covered.before_ours.join(", ")
-        ));
+        notes.push(format!("{} before guard", stands(&covered.before_ours)));
     }
     notes.extend(interface.doubt.clone());
     (!notes.is_empty()).then(|| notes.join("; "))
+}
+
+fn stands(programs: &[String]) -> String {
+    let verb = if programs.len() == 1 { "stands" } else { "stand" };
+    format!("{} {verb}", programs.join(", "))
 }
 
 const fn class_name(class: Class) -> &'static str {
@@ -219,5 +381,49 @@ mod tests {
             assert!(ways.iter().all(|way| matches!(way, Way::Tcx | Way::Clsact)), "{mode:?}");
         }
         assert!(ladder(Attach::Socket, true).is_empty());
+    }
+
+    #[test]
+    fn the_first_piece_of_work_always_has_time() {
+        let mut slice = Slice::new(Duration::ZERO);
+        assert!(slice.has_time());
+        assert!(!slice.has_time());
+        let mut slice = Slice::new(Duration::MAX);
+        assert!((0..3).all(|_| slice.has_time()));
+    }
+
+    #[test]
+    fn what_packets_arrive_on_comes_first() {
+        let interface = |up, carrier, doubt: Option<&str>| Interface {
+            index: 1,
+            name: "eth1".into(),
+            class: Class::Outside,
+            is_ethernet: true,
+            kind: None,
+            up,
+            carrier,
+            is_bridge_port: false,
+            mtu: 1500,
+            doubt: doubt.map(str::to_owned),
+        };
+        let order = [
+            interface(true, true, None),
+            interface(true, true, Some("who knows")),
+            interface(true, false, None),
+            interface(false, false, Some("who knows")),
+        ];
+        assert!(order.is_sorted_by_key(urgency));
+        assert!(urgency(&order[0]) < urgency(&order[1]) && urgency(&order[1]) < urgency(&order[2]));
+    }
+
+    #[test]
+    fn what_has_gone_is_one_sentence() {
+        assert_eq!(went_away(&[]), None);
+        let said = |gone: &[&str]| went_away(gone).unwrap();
+        assert_eq!(said(&["eth1"]), "eth1 went away before it was covered");
+        assert_eq!(
+            said(&["eth1", "eth2", "eth3"]),
+            "eth1 and 2 more went away before they were covered"
+        );
     }
 }

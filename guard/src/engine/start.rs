@@ -78,9 +78,11 @@ impl Engine {
         let cut = self.cut();
         problems.extend(cut.problems.iter().cloned());
 
-        for problem in problems {
+        for problem in &problems {
             log::warn!("{problem}");
         }
+        self.told = problems;
+        self.hooks = self.hooks_in_place()?;
         let status = self.status()?;
         Ok(Startup {
             native: self.native_chances(&status, &facts),

@@ -593,4 +593,25 @@ mod tests {
             assert!(found.routes.contains(&connected), "{:?}", found.routes);
         });
     }
+
+    #[test]
+    fn lost_notices_are_a_change_and_no_end() {
+        crate::host::assert_root();
+        in_new_namespace(async {
+            let mut changes = watch().unwrap();
+            let (connection, handle, _) = new_connection().unwrap();
+            tokio::spawn(connection);
+            // Nobody reads meanwhile, and the socket has room for some hundred notices.
+            for number in 0..500 {
+                let pair = LinkVeth::new(&format!("a{number}"), &format!("b{number}")).build();
+                handle.link().add(pair).execute().await.unwrap();
+            }
+
+            assert_eq!(changes.next().await, Some(()));
+            while let Some(Some(())) = changes.next().now_or_never() {}
+            handle.link().add(LinkVeth::new("left", "right").build()).execute().await.unwrap();
+            let later = std::time::Duration::from_secs(5);
+            assert_eq!(tokio::time::timeout(later, changes.next()).await, Ok(Some(())));
+        });
+    }
 }

@@ -2,7 +2,7 @@
 //! kernel returned is no proof; what is in force is asked for afterwards.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fs::File,
     io, mem,
     os::{
@@ -13,8 +13,12 @@ use std::{
 };
 
 use aya::programs::{
-    ProgramError, SchedClassifier, TcAttachType,
+    ProgramError, SchedClassifier, TcAttachType, loaded_programs,
     tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
+};
+use rustix::{
+    io::Errno,
+    net::{AddressFamily, SocketFlags, SocketType, netdevice, socket_with},
 };
 
 use guard_common::verdict::Hook;
@@ -80,7 +84,8 @@ impl Way {
         matches!(self, Self::Clsact | Self::EdgeClsact)
     }
 
-    const fn is_xdp(self) -> bool {
+    #[must_use]
+    pub const fn is_xdp(self) -> bool {
         matches!(self, Self::XdpNative | Self::XdpGeneric)
     }
 }
@@ -100,6 +105,8 @@ pub struct Coverage {
     pub way: Option<Way>,
     /// Programs of others that stand before ours.
     pub before_ours: Vec<String>,
+    /// The program of others in the XDP slot.
+    pub slot_holder: Option<String>,
 }
 
 /// Where our filters stand: before the kernel's own choice of 49152, and with a handle that is easy to see ("gu").
@@ -127,25 +134,31 @@ impl<'a> Attacher<'a> {
     }
 
     /// Covers an interface by the first way of its ladder that the kernel takes, then takes off what else of ours is on
-    /// it. Returns what did not work on the way.
+    /// it. What is there already and right is not touched. Returns what did not work on the way; `None` when the
+    /// interface has gone meanwhile.
     ///
     /// # Errors
     /// When what is no longer wanted can't be taken off.
-    pub fn cover(&mut self, wanted: &Wanted, seen: &Seen) -> Result<Vec<String>, KernelError> {
+    pub fn cover(
+        &mut self,
+        wanted: &Wanted,
+        seen: &Seen,
+    ) -> Result<Option<Vec<String>>, KernelError> {
         let mut failures = Vec::new();
         for way in &wanted.ladder {
             match self.attach(*way, wanted, seen) {
                 Ok(()) => {
                     self.leave_only(Some(*way), wanted.ifindex, &wanted.name, seen)?;
-                    return Ok(failures);
+                    return Ok(Some(failures));
                 }
+                Err(_) if !exists(wanted.ifindex) => return Ok(None),
                 Err(error) => failures.push(format!("{}: {}", way.name(), reason(*way, &error))),
             }
         }
         if wanted.ladder.is_empty() {
             self.leave_only(None, wanted.ifindex, &wanted.name, seen)?;
         }
-        Ok(failures)
+        Ok(Some(failures))
     }
 
     /// Takes off whatever of ours is on an interface.
@@ -156,46 +169,72 @@ impl<'a> Attacher<'a> {
         self.leave_only(None, ifindex, name, seen)
     }
 
-    /// The interfaces that a link of ours is on.
+    /// Whether anything of ours is on an interface.
     #[must_use]
-    pub fn covered_by_links(&self) -> HashSet<u32> {
-        self.links
-            .iter()
-            .filter_map(|link| match link.place {
+    pub fn is_on(&self, ifindex: u32, seen: &Seen) -> bool {
+        self.links.iter().any(|link| link.is_on(ifindex, seen))
+            || seen.filters.iter().any(|filter| self.own_programs.contains(&filter.program_id))
+    }
+
+    /// Our links on interfaces that are none of these: they have moved to another network namespace, where what is an
+    /// own address here is none.
+    #[must_use]
+    pub fn take_strays(&mut self, interfaces: &HashMap<u32, Seen>) -> Vec<OwnLink> {
+        let is_stray = |link: &mut OwnLink| {
+            let at = match link.place {
                 LinkPlace::Xdp { ifindex }
                 | LinkPlace::Tcx { ifindex }
-                | LinkPlace::TcxEgress { ifindex } => Some(ifindex),
-                LinkPlace::Cgroup { .. } | LinkPlace::Other => None,
-            })
-            .filter(|ifindex| *ifindex != 0)
-            .collect()
+                | LinkPlace::TcxEgress { ifindex } => ifindex,
+                LinkPlace::Cgroup { .. } | LinkPlace::Other => return false,
+            };
+            !link.is_dead() && !interfaces.get(&at).is_some_and(|seen| link.is_on(at, seen))
+        };
+        self.links.extract_if(.., is_stray).collect()
     }
 
     fn attach(&mut self, way: Way, wanted: &Wanted, seen: &Seen) -> io::Result<()> {
-        let Some(place) = way.link_place(wanted.ifindex) else {
+        let ifindex = wanted.ifindex;
+        let Some(place) = way.link_place(ifindex) else {
             return self.attach_clsact(way, wanted, seen);
         };
-        let existing = self.links.iter().position(|link| link.place == place);
-        if let Some(index) = existing {
-            let wrong_mode = way.is_xdp()
-                && seen.xdp.is_some_and(|xdp| xdp.is_native != (way == Way::XdpNative));
-            if wrong_mode {
-                // A device has one XDP slot: the backstop covers until the next call.
-                let link = self.links.swap_remove(index);
-                link.detach(self.pins).map_err(io::Error::other)?;
-            } else {
-                let link = &self.links[index];
+        let mut standing: Vec<OwnLink> = self
+            .links
+            .extract_if(.., |link| link.place == place && link.is_on(ifindex, seen))
+            .collect();
+        // Of several in the one slot of a device, all but one are on others that have the same number elsewhere.
+        let is_right = !way.is_xdp()
+            || standing.len() == 1
+                && seen.xdp.is_some_and(|xdp| xdp.is_native == (way == Way::XdpNative));
+        let kept = if is_right { standing.pop() } else { None };
+        // A device has one XDP slot: the backstop covers until the next call.
+        detach_all(standing, self.pins).map_err(io::Error::other)?;
+        if let Some(link) = kept {
+            let program_id = self.program_id(way)?;
+            if link.program_id != program_id {
                 link.update(self.program(way)?).map_err(io::Error::other)?;
-                return link.keep(self.pins).map_err(io::Error::other);
             }
+            link.keep(self.pins).map_err(io::Error::other)?;
+            self.links.push(link);
+            return Ok(());
         }
         let target = match way {
-            Way::XdpNative => Target::XdpNative(wanted.ifindex),
-            Way::XdpGeneric => Target::XdpGeneric(wanted.ifindex),
-            Way::Tcx | Way::Clsact => Target::Tcx(wanted.ifindex),
-            Way::EdgeTcx | Way::EdgeClsact => Target::TcxEgress(wanted.ifindex),
+            Way::XdpNative => Target::XdpNative(ifindex),
+            Way::XdpGeneric => Target::XdpGeneric(ifindex),
+            Way::Tcx | Way::Clsact => Target::Tcx(ifindex),
+            Way::EdgeTcx | Way::EdgeClsact => Target::TcxEgress(ifindex),
         };
         links::attach(self.program(way)?, target, self.pins)
+    }
+
+    fn program_id(&self, way: Way) -> io::Result<u32> {
+        let info = match way {
+            Way::XdpNative | Way::XdpGeneric => {
+                self.programs.xdp.as_ref().ok_or(io::ErrorKind::Unsupported)?.info()
+            }
+            Way::Tcx | Way::Clsact => self.programs.tcx.info(),
+            Way::EdgeTcx | Way::EdgeClsact => self.programs.edge.info(),
+        };
+        info.map(|info| info.id()).map_err(io::Error::other)
     }
 
     fn program(&self, way: Way) -> io::Result<BorrowedFd<'_>> {
@@ -210,11 +249,17 @@ impl<'a> Attacher<'a> {
     }
 
     fn attach_clsact(&mut self, way: Way, wanted: &Wanted, seen: &Seen) -> io::Result<()> {
+        let current = self.program_id(way)?;
+        let is_egress = way == Way::EdgeClsact;
+        let is_current =
+            |filter: &SeenFilter| filter.is_egress == is_egress && filter.program_id == current;
+        if seen.filters.iter().any(is_current) {
+            return Ok(());
+        }
         match tc::qdisc_add_clsact(&wanted.name) {
             Err(error) if !is_existing(&error) => return Err(io::Error::other(chain(&error))),
             _ => {}
         }
-        let is_egress = way == Way::EdgeClsact;
         let program: &mut SchedClassifier =
             if is_egress { &mut self.programs.edge } else { &mut self.programs.tcx };
         let ours = seen.filters.iter().find(|filter| {
@@ -247,20 +292,16 @@ impl<'a> Attacher<'a> {
     ) -> Result<(), KernelError> {
         let wanted = way.and_then(|way| way.link_place(ifindex));
         let stays = |place| match place {
-            LinkPlace::Xdp { ifindex: at }
-            | LinkPlace::Tcx { ifindex: at }
-            | LinkPlace::TcxEgress { ifindex: at } => at != ifindex || Some(place) == wanted,
+            LinkPlace::Xdp { .. } | LinkPlace::Tcx { .. } | LinkPlace::TcxEgress { .. } => {
+                Some(place) == wanted
+            }
             LinkPlace::Cgroup { .. } | LinkPlace::Other => true,
         };
-        let mut kept = Vec::new();
-        for link in self.links.drain(..) {
-            if stays(link.place) {
-                kept.push(link);
-            } else {
-                link.detach(self.pins)?;
-            }
-        }
-        self.links = kept;
+        let go = self
+            .links
+            .extract_if(.., |link| link.is_on(ifindex, seen) && !stays(link.place))
+            .collect();
+        detach_all(go, self.pins)?;
         for filter in &seen.filters {
             let is_wanted = way.is_some_and(|way| {
                 way.is_clsact() && filter.is_egress == (way.hook() == Hook::Edge)
@@ -285,7 +326,14 @@ impl<'a> Attacher<'a> {
         })?;
         match self.links.iter().find(|link| link.place == place) {
             Some(link) => {
-                link.update(program.as_fd())?;
+                let current = self
+                    .programs
+                    .cgroup
+                    .info()
+                    .map_err(|source| KernelError::Program { name: "guard_cgroup", source })?;
+                if link.program_id != current.id() {
+                    link.update(program.as_fd())?;
+                }
                 link.keep(self.pins)?;
             }
             None => {
@@ -328,36 +376,43 @@ pub fn coverage(
     own_programs: &HashSet<u32>,
     links: &[OwnLink],
     ifindex: u32,
-    name: &str,
     seen: &Seen,
 ) -> Coverage {
-    let has = |place| links.iter().any(|link| link.place == place);
-    if has(LinkPlace::Xdp { ifindex })
-        && let Some(xdp) = seen.xdp.filter(|xdp| own_programs.contains(&xdp.program_id))
-    {
-        let way = if xdp.is_native { Way::XdpNative } else { Way::XdpGeneric };
-        return Coverage { way: Some(way), before_ours: Vec::new() };
+    let is_own = |program_id: &u32| own_programs.contains(program_id);
+    let here = || links.iter().filter(|link| link.is_on(ifindex, seen)).map(|link| link.place);
+    if here().any(|place| matches!(place, LinkPlace::Xdp { .. })) {
+        let is_native = seen.xdp.is_some_and(|xdp| xdp.is_native);
+        let way = if is_native { Way::XdpNative } else { Way::XdpGeneric };
+        return Coverage { way: Some(way), ..Coverage::default() };
     }
-    for way in [Way::Tcx, Way::EdgeTcx] {
-        if !way.link_place(ifindex).is_some_and(has) {
-            continue;
-        }
-        // A program that passes a packet with anything but "next" keeps it from us; one that stands first could.
-        let programs = SchedClassifier::query_tcx(name, side(way == Way::EdgeTcx))
-            .map(|(_, programs)| programs)
-            .unwrap_or_default();
-        let before_ours = programs
-            .iter()
-            .take_while(|program| !own_programs.contains(&program.id()))
-            .map(|program| {
-                format!("{} (id {})", program.name_as_str().unwrap_or("?"), program.id())
-            })
-            .collect();
-        return Coverage { way: Some(way), before_ours };
+    let by_link = here().find_map(|place| match place {
+        LinkPlace::Tcx { .. } => Some(Way::Tcx),
+        LinkPlace::TcxEgress { .. } => Some(Way::EdgeTcx),
+        LinkPlace::Xdp { .. } | LinkPlace::Cgroup { .. } | LinkPlace::Other => None,
+    });
+    let by_filter = || {
+        let filter = seen.filters.iter().find(|filter| is_own(&filter.program_id))?;
+        Some(if filter.is_egress { Way::EdgeClsact } else { Way::Clsact })
+    };
+    let way = by_link.or_else(by_filter);
+    // TCX comes before clsact (`sch_handle_ingress` in `net/core/dev.c`). A program that passes a packet with anything but
+    // "next" keeps it from us; one that stands first could.
+    let is_edge = way.is_some_and(|way| way.hook() == Hook::Edge);
+    let tcx = if is_edge { &seen.tcx_egress } else { &seen.tcx };
+    let tcx = tcx.iter().map(|program| program.program_id);
+    let before_ours = tcx.take_while(|id| way.is_some() && !is_own(id)).map(in_words).collect();
+    let slot_holder = seen.xdp.map(|xdp| xdp.program_id).filter(|id| !is_own(id)).map(in_words);
+    Coverage { way, before_ours, slot_holder }
+}
+
+/// A program of others, by its name where it is still loaded.
+fn in_words(program_id: u32) -> String {
+    let program = loaded_programs().flatten().find(|info| info.id() == program_id);
+    let name = program.as_ref().and_then(|info| info.name_as_str()).filter(|name| !name.is_empty());
+    match name {
+        Some(name) => format!("{name} (program {program_id})"),
+        None => format!("program {program_id}"),
     }
-    let filter = seen.filters.iter().find(|filter| own_programs.contains(&filter.program_id));
-    let way = filter.map(|filter| if filter.is_egress { Way::EdgeClsact } else { Way::Clsact });
-    Coverage { way, before_ours: Vec::new() }
 }
 
 /// The cgroup that the backstop is attached to, by its inode.
@@ -385,6 +440,23 @@ fn detach_clsact(name: &str, filter: &SeenFilter) -> Result<(), KernelError> {
         .map_err(failed)?
         .detach()
         .map_err(|error| failed(io::Error::other(chain(&error))))
+}
+
+/// Takes off all that can be taken off.
+///
+/// # Errors
+/// The first refusal of the kernel's.
+fn detach_all(links: Vec<OwnLink>, pins: &Pins) -> Result<(), KernelError> {
+    links.iter().map(|link| link.detach(pins)).fold(Ok(()), Result::and)
+}
+
+/// Whether the interface is still in the calling thread's network namespace.
+fn exists(ifindex: u32) -> bool {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
+    // In doubt it is: what did not work is told then.
+    socket.map_or(true, |socket| {
+        !matches!(netdevice::index_to_name(socket, ifindex), Err(Errno::NODEV))
+    })
 }
 
 fn is_existing(error: &tc::TcError) -> bool {

@@ -14,20 +14,42 @@ use aya::{
 use guard_common::abi::{POLICY_SLOTS, PolicyHeader, map, program};
 
 pub use super::sys::LinkPlace;
-use super::{KernelError, pins::Pins, sys};
+use super::{KernelError, pins::Pins, seen::Seen, sys};
 
 /// One link of ours.
 #[derive(Debug)]
 pub struct OwnLink {
+    pub id: u32,
     pub place: LinkPlace,
     pub program_id: u32,
     fd: OwnedFd,
 }
 
 impl OwnLink {
-    /// The name of its pin. By number, since an interface's name may change under a link.
-    fn pin_name(&self) -> Option<String> {
-        pin_name(self.place)
+    fn of(fd: OwnedFd) -> io::Result<Self> {
+        let info = sys::link_info(fd.as_fd())?;
+        Ok(Self { id: info.id, place: info.place, program_id: info.program_id, fd })
+    }
+
+    /// Whether it is on this interface of the calling thread's network namespace.
+    ///
+    /// A link goes along when its interface moves to another namespace (`__dev_change_net_namespace` in
+    /// `net/core/dev.c` takes off queueing disciplines only), and from then on tells the number that the interface has
+    /// there, which another one may have here. So the interface has the last word.
+    #[must_use]
+    pub fn is_on(&self, ifindex: u32, seen: &Seen) -> bool {
+        match self.place {
+            LinkPlace::Xdp { ifindex: at } => {
+                at == ifindex && seen.xdp.is_some_and(|xdp| xdp.program_id == self.program_id)
+            }
+            LinkPlace::Tcx { ifindex: at } => {
+                at == ifindex && seen.tcx.iter().any(|program| program.link_id == self.id)
+            }
+            LinkPlace::TcxEgress { ifindex: at } => {
+                at == ifindex && seen.tcx_egress.iter().any(|program| program.link_id == self.id)
+            }
+            LinkPlace::Cgroup { .. } | LinkPlace::Other => false,
+        }
     }
 
     /// Its interface or cgroup is gone; nothing passes it.
@@ -49,13 +71,10 @@ impl OwnLink {
     pub fn detach(&self, pins: &Pins) -> Result<(), KernelError> {
         sys::link_detach(self.fd.as_fd())
             .map_err(|source| KernelError::System { what: "detaching a program", source })?;
-        if let Some(name) = self.pin_name() {
-            remove_pin(pins.links().join(name))?;
-        }
-        Ok(())
+        remove_pin(pins.links().join(self.pin_name()))
     }
 
-    /// Puts the program that is pinned now in the place of the one it holds.
+    /// Puts this program in the place of the one it holds.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -64,19 +83,13 @@ impl OwnLink {
             .map_err(|source| KernelError::System { what: "replacing an attached program", source })
     }
 
-    /// Pins it where its pin is missing or holds another link.
+    /// Pins it where it is not pinned yet.
     ///
     /// # Errors
     /// When the pin can't be made.
     pub fn keep(&self, pins: &Pins) -> Result<(), KernelError> {
-        let Some(name) = self.pin_name() else {
-            return Ok(());
-        };
-        let path = pins.links().join(name);
-        let same = sys::pinned(&path)
-            .and_then(|held| sys::link_info(held.as_fd()))
-            .is_ok_and(|held| held.place == self.place && held.program_id == self.program_id);
-        if same {
+        let path = pins.links().join(self.pin_name());
+        if sys::pinned(&path).and_then(Self::of).is_ok_and(|held| held.id == self.id) {
             return Ok(());
         }
         remove_pin(path.clone())?;
@@ -85,6 +98,18 @@ impl OwnLink {
             path,
             source,
         })
+    }
+
+    /// By the link's number, since an interface's name and number may change under it.
+    fn pin_name(&self) -> String {
+        let hook = match self.place {
+            LinkPlace::Xdp { .. } => "xdp",
+            LinkPlace::Tcx { .. } => "tcx",
+            LinkPlace::TcxEgress { .. } => "edge",
+            LinkPlace::Cgroup { .. } => "cgroup",
+            LinkPlace::Other => "link",
+        };
+        format!("{hook}-{}", self.id)
     }
 }
 
@@ -97,9 +122,7 @@ pub fn attach(
     target: sys::Target<'_>,
     pins: &Pins,
 ) -> io::Result<()> {
-    let fd = sys::link_create(program, target)?;
-    let info = sys::link_info(fd.as_fd())?;
-    let link = OwnLink { place: info.place, program_id: info.program_id, fd };
+    let link = OwnLink::of(sys::link_create(program, target)?)?;
     link.keep(pins).map_err(io::Error::other)
 }
 
@@ -116,9 +139,9 @@ pub fn ours(pins: &Pins) -> Result<Vec<OwnLink>, KernelError> {
         id = next;
         // It may have gone since.
         let Ok(fd) = sys::link_by_id(id) else { continue };
-        let Ok(info) = sys::link_info(fd.as_fd()) else { continue };
-        if programs.contains(&info.program_id) && info.place != LinkPlace::Other {
-            links.push(OwnLink { place: info.place, program_id: info.program_id, fd });
+        let Ok(link) = OwnLink::of(fd) else { continue };
+        if programs.contains(&link.program_id) && link.place != LinkPlace::Other {
+            links.push(link);
         }
     }
     Ok(links)
@@ -164,16 +187,9 @@ fn policy_of(map_id: u32) -> Option<PolicyHeader> {
 /// # Errors
 /// When a pin can't be removed.
 pub fn forget_dead(pins: &Pins) -> Result<(), KernelError> {
-    let directory = pins.links();
-    let Ok(entries) = fs::read_dir(&directory) else {
-        return Ok(());
-    };
-    for entry in entries.flatten() {
+    for entry in fs::read_dir(pins.links()).into_iter().flatten().flatten() {
         let path = entry.path();
-        let Ok(fd) = sys::pinned(&path) else { continue };
-        let Ok(info) = sys::link_info(fd.as_fd()) else { continue };
-        let link = OwnLink { place: info.place, program_id: info.program_id, fd };
-        if link.is_dead() {
+        if sys::pinned(&path).and_then(OwnLink::of).is_ok_and(|link| link.is_dead()) {
             remove_pin(path)?;
         }
     }
@@ -186,15 +202,5 @@ fn remove_pin(path: PathBuf) -> Result<(), KernelError> {
             Err(KernelError::Pin { what: "removing", path, source })
         }
         _ => Ok(()),
-    }
-}
-
-fn pin_name(place: LinkPlace) -> Option<String> {
-    match place {
-        LinkPlace::Xdp { ifindex } => Some(format!("xdp-{ifindex}")),
-        LinkPlace::Tcx { ifindex } => Some(format!("tcx-{ifindex}")),
-        LinkPlace::TcxEgress { ifindex } => Some(format!("edge-{ifindex}")),
-        LinkPlace::Cgroup { .. } => Some("cgroup".to_owned()),
-        LinkPlace::Other => None,
     }
 }

@@ -8,12 +8,19 @@ use netlink_packet_route::{
     tc::{TcAttribute, TcFilterBpfOption, TcMessage, TcOption},
 };
 
-use super::KernelError;
+use super::{
+    KernelError,
+    sys::{self, TcxProgram},
+};
 
 /// What is attached to one interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
     pub xdp: Option<SeenXdp>,
+    /// The programs at TCX ingress, in the order in which packets meet them.
+    pub tcx: Vec<TcxProgram>,
+    /// And those at TCX egress.
+    pub tcx_egress: Vec<TcxProgram>,
     /// `bpf` filters of `clsact`.
     pub filters: Vec<SeenFilter>,
 }
@@ -51,7 +58,7 @@ pub async fn seen(interfaces: &[u32]) -> Result<HashMap<u32, Seen>, KernelError>
                 LinkAttribute::Xdp(parts) => seen_xdp(parts),
                 _ => None,
             });
-            all.insert(link.header.index, Seen { xdp, filters: Vec::new() });
+            all.insert(link.header.index, Seen { xdp, ..Seen::default() });
         }
     }
     for (ifindex, seen) in &mut all {
@@ -66,6 +73,15 @@ pub async fn seen(interfaces: &[u32]) -> Result<HashMap<u32, Seen>, KernelError>
         }
     }
     connection.abort();
+    for ifindex in interfaces {
+        // Kernels without TCX, and interfaces that have gone, have nothing there.
+        let [tcx, tcx_egress] = [false, true]
+            .map(|is_egress| sys::tcx_programs(*ifindex, is_egress).unwrap_or_default());
+        if !(tcx.is_empty() && tcx_egress.is_empty()) {
+            let seen = all.entry(*ifindex).or_default();
+            (seen.tcx, seen.tcx_egress) = (tcx, tcx_egress);
+        }
+    }
     Ok(all)
 }
 

@@ -134,6 +134,7 @@ pub enum LinkPlace {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinkInfo {
+    pub id: u32,
     pub program_id: u32,
     pub place: LinkPlace,
 }
@@ -165,7 +166,37 @@ pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
             LinkPlace::Other
         }
     };
-    Ok(LinkInfo { program_id: info.prog_id, place })
+    Ok(LinkInfo { id: info.id, program_id: info.prog_id, place })
+}
+
+/// A program at a TCX hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcxProgram {
+    pub program_id: u32,
+    /// 0 where it was attached without a link.
+    pub link_id: u32,
+}
+
+/// `BPF_MPROG_MAX` of `include/linux/bpf_mprog.h`: no TCX hook holds more programs.
+const TCX_ROOM: usize = 64;
+
+/// The programs at an interface's TCX ingress or egress, in the order in which packets meet them. Kernel 6.6.
+pub fn tcx_programs(ifindex: u32, is_egress: bool) -> io::Result<Vec<TcxProgram>> {
+    use bpf_attach_type::{BPF_TCX_EGRESS, BPF_TCX_INGRESS};
+    let attach_type = if is_egress { BPF_TCX_EGRESS } else { BPF_TCX_INGRESS };
+    let mut programs = [0_u32; TCX_ROOM];
+    let mut links = [0_u32; TCX_ROOM];
+    let mut attr = zeroed();
+    attr.query.__bindgen_anon_1.target_ifindex = ifindex;
+    attr.query.attach_type = attach_type as u32;
+    attr.query.__bindgen_anon_2.count = TCX_ROOM as u32;
+    attr.query.prog_ids = programs.as_mut_ptr() as u64;
+    attr.query.link_ids = links.as_mut_ptr() as u64;
+    bpf(bpf_cmd::BPF_PROG_QUERY, &mut attr)?;
+    // SAFETY: the kernel has written this member.
+    let count = unsafe { attr.query.__bindgen_anon_2.count } as usize;
+    let entries = programs.into_iter().zip(links).take(count);
+    Ok(entries.map(|(program_id, link_id)| TcxProgram { program_id, link_id }).collect())
 }
 
 /// Keeps an object alive under a name in a bpffs.

@@ -1,0 +1,268 @@
+//! Programs of somebody else's at the hooks where guard's stand, and what the kernel says of guard's own links.
+
+use std::{
+    collections::BTreeSet,
+    ffi::CString,
+    fs, io, mem,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use aya::{
+    programs::loaded_programs,
+    sys::{Stats, enable_stats},
+};
+use aya_obj::generated::{
+    XDP_FLAGS_DRV_MODE, bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_link_info, bpf_prog_type,
+};
+
+use crate::{command, lab::Lab, machine::Machine};
+
+/// `BPF_F_BEFORE` and `BPF_F_AFTER` of `include/uapi/linux/bpf.h`: first and last at a TCX hook.
+const BEFORE: u32 = 1 << 3;
+const AFTER: u32 = 1 << 4;
+
+/// `XDP_PASS`, and the two answers of a TCX program that let a packet pass: to the next program, or past the others.
+const XDP_PASS: i32 = 2;
+pub const TCX_NEXT: i32 = -1;
+pub const TCX_PASS: i32 = 0;
+
+/// A name that no program of guard's has.
+const NAME: &[u8] = b"foreign";
+
+/// A program that gives every packet the same answer. It is detached when this is dropped.
+#[derive(Debug)]
+pub struct Foreign {
+    program: OwnedFd,
+    link: Option<OwnedFd>,
+    /// The kernel counts how often programs run as long as somebody wants it to.
+    _counting: OwnedFd,
+}
+
+impl Foreign {
+    /// In the XDP slot of an interface, by a link. The kernel's error where it is taken.
+    ///
+    /// # Errors
+    /// The kernel's own.
+    #[track_caller]
+    pub fn at_xdp(machine: &Machine, interface: &str) -> io::Result<Self> {
+        let mut foreign = Self::load(bpf_prog_type::BPF_PROG_TYPE_XDP, XDP_PASS);
+        foreign.attach(machine, interface, bpf_attach_type::BPF_XDP, XDP_FLAGS_DRV_MODE)?;
+        Ok(foreign)
+    }
+
+    /// In the XDP slot of an interface, by `ip link set`, until that is told otherwise.
+    #[must_use]
+    #[track_caller]
+    pub fn at_xdp_by_ip(lab: &Lab, machine: &Machine, interface: &str) -> Self {
+        let foreign = Self::load(bpf_prog_type::BPF_PROG_TYPE_XDP, XDP_PASS);
+        // Not below the lab's pins, which are guard's. The interface holds the program without it.
+        let pin = PathBuf::from("/sys/fs/bpf").join(format!("{}-foreign", lab.name()));
+        let pinned = pin_at(foreign.program.as_fd(), &pin);
+        assert!(pinned.is_ok(), "{} can't be pinned: {pinned:?}", pin.display());
+        let is_set = set_xdp(machine, interface, &["pinned", &pin.display().to_string()]);
+        let removed = fs::remove_file(&pin);
+        assert!(removed.is_ok(), "{} stays: {removed:?}", pin.display());
+        assert!(is_set, "`ip` can't put a program on {interface}");
+        foreign
+    }
+
+    /// First at TCX ingress of an interface, with this answer.
+    #[must_use]
+    #[track_caller]
+    pub fn first_at_tcx(machine: &Machine, interface: &str, answer: i32) -> Self {
+        Self::at_tcx(machine, interface, answer, BEFORE)
+    }
+
+    /// Last at TCX ingress of an interface, with this answer.
+    #[must_use]
+    #[track_caller]
+    pub fn last_at_tcx(machine: &Machine, interface: &str, answer: i32) -> Self {
+        Self::at_tcx(machine, interface, answer, AFTER)
+    }
+
+    #[track_caller]
+    fn at_tcx(machine: &Machine, interface: &str, answer: i32, flags: u32) -> Self {
+        let mut foreign = Self::load(bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS, answer);
+        let attached = foreign.attach(machine, interface, bpf_attach_type::BPF_TCX_INGRESS, flags);
+        assert!(attached.is_ok(), "TCX at {interface} can't be had: {attached:?}");
+        foreign
+    }
+
+    #[track_caller]
+    fn load(kind: bpf_prog_type, answer: i32) -> Self {
+        let counting = enable_stats(Stats::RunTime)
+            .unwrap_or_else(|error| panic!("the kernel does not count runs: {error}"));
+        let program = load(kind, answer)
+            .unwrap_or_else(|error| panic!("two instructions can't be loaded: {error}"));
+        Self { program, link: None, _counting: counting }
+    }
+
+    #[track_caller]
+    fn attach(
+        &mut self,
+        machine: &Machine,
+        interface: &str,
+        attach_type: bpf_attach_type,
+        flags: u32,
+    ) -> io::Result<()> {
+        let index = machine.index_of(interface);
+        let mut attr = zeroed();
+        attr.link_create.__bindgen_anon_1.prog_fd = raw(self.program.as_fd());
+        attr.link_create.__bindgen_anon_2.target_ifindex = index;
+        attr.link_create.attach_type = attach_type as u32;
+        attr.link_create.flags = flags;
+        self.link = Some(machine.inside(|| bpf_fd(bpf_cmd::BPF_LINK_CREATE, &mut attr))?);
+        Ok(())
+    }
+
+    /// How often it has run.
+    #[must_use]
+    #[track_caller]
+    pub fn runs(&self) -> u64 {
+        let id = self.id();
+        let info = loaded_programs().flatten().find(|info| info.id() == id);
+        info.map_or(0, |info| info.run_count())
+    }
+
+    /// Its number, by which status names it.
+    #[must_use]
+    #[track_caller]
+    pub fn id(&self) -> u32 {
+        // SAFETY: a plain record of integers.
+        let mut info: aya_obj::generated::bpf_prog_info = unsafe { mem::zeroed() };
+        let told = info_of(self.program.as_fd(), &mut info);
+        assert!(told.is_ok(), "the kernel does not know its own program: {told:?}");
+        info.id
+    }
+}
+
+/// Guard's links that are pinned below this directory: the hook's name, and the id.
+#[must_use]
+pub fn guard_links(pins: &Path) -> BTreeSet<(String, u32)> {
+    let links = pinned_links(pins).into_iter();
+    links.filter_map(|(hook, link)| Some((hook, link_id(&link)?))).collect()
+}
+
+/// Takes guard's links of this hook (`tcx`, `xdp`, `cgroup`) off, as `bpftool link detach` does. Returns how many there were.
+#[track_caller]
+pub fn detach_guard(pins: &Path, hook: &str) -> usize {
+    let links = pinned_links(pins).into_iter().filter(|(at, _)| at == hook);
+    links.map(|(_, link)| detach(&link)).count()
+}
+
+/// Takes the oldest of guard's links of this hook off.
+#[track_caller]
+pub fn detach_oldest(pins: &Path, hook: &str) {
+    let links = pinned_links(pins).into_iter().filter(|(at, _)| at == hook);
+    let oldest = links.min_by_key(|(_, link)| link_id(link));
+    let (_, oldest) = oldest.unwrap_or_else(|| panic!("guard has no link at {hook}"));
+    detach(&oldest);
+}
+
+#[track_caller]
+fn detach(link: &OwnedFd) {
+    let mut attr = zeroed();
+    attr.link_detach.link_fd = raw(link.as_fd());
+    let detached = bpf(bpf_cmd::BPF_LINK_DETACH, &mut attr);
+    assert!(detached.is_ok(), "a link can't be detached: {detached:?}");
+}
+
+fn link_id(link: &OwnedFd) -> Option<u32> {
+    // SAFETY: a plain record of integers.
+    let mut info: bpf_link_info = unsafe { mem::zeroed() };
+    info_of(link.as_fd(), &mut info).ok().map(|()| info.id)
+}
+
+/// By the names of their pins, which begin with the hook's.
+fn pinned_links(pins: &Path) -> Vec<(String, OwnedFd)> {
+    let layouts = fs::read_dir(pins).into_iter().flatten().flatten();
+    let links = layouts.flat_map(|layout| fs::read_dir(layout.path().join("links")));
+    let open = |path: PathBuf| {
+        let name = path.file_name()?.to_string_lossy().into_owned();
+        let (hook, _) = name.split_once('-')?;
+        let path = CString::new(path.as_os_str().as_encoded_bytes()).ok()?;
+        let mut attr = zeroed();
+        attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+        Some((hook.to_owned(), bpf_fd(bpf_cmd::BPF_OBJ_GET, &mut attr).ok()?))
+    };
+    links.flatten().flatten().map(|pin| pin.path()).filter_map(open).collect()
+}
+
+/// `r0 = answer; exit`.
+fn load(kind: bpf_prog_type, answer: i32) -> io::Result<OwnedFd> {
+    const MOVE: u8 = 0xb7;
+    const EXIT: u8 = 0x95;
+    let instruction = |code, imm| {
+        let registers = bpf_insn::new_bitfield_1(0, 0);
+        bpf_insn { code, _bitfield_align_1: [], _bitfield_1: registers, off: 0, imm }
+    };
+    let program = [instruction(MOVE, answer), instruction(EXIT, 0)];
+    let mut attr = zeroed();
+    // SAFETY: all members of the union are made of integers.
+    let request = unsafe { &mut attr.__bindgen_anon_3 };
+    request.prog_type = kind as u32;
+    request.insn_cnt = program.len() as u32;
+    request.insns = program.as_ptr() as u64;
+    request.license = c"GPL".as_ptr() as u64;
+    for (to, from) in request.prog_name.iter_mut().zip(NAME) {
+        *to = from.cast_signed();
+    }
+    bpf_fd(bpf_cmd::BPF_PROG_LOAD, &mut attr)
+}
+
+fn pin_at(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_encoded_bytes())?;
+    let mut attr = zeroed();
+    attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    attr.__bindgen_anon_4.bpf_fd = raw(object);
+    bpf(bpf_cmd::BPF_OBJ_PIN, &mut attr).map(drop)
+}
+
+fn info_of<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
+    let mut attr = zeroed();
+    attr.info.bpf_fd = raw(object);
+    attr.info.info = (&raw mut *info) as u64;
+    attr.info.info_len = size_of::<T>() as u32;
+    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr).map(drop)
+}
+
+fn zeroed() -> bpf_attr {
+    // SAFETY: the union is made of integers, for which all zeros is a value.
+    unsafe { mem::zeroed() }
+}
+
+fn bpf_fd(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<OwnedFd> {
+    let fd = bpf(command, attr)?;
+    // SAFETY: the command succeeded, so the number is a descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
+    // SAFETY: `attr` is a whole `bpf_attr`, whose pointers the caller has made from live references.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, command as libc::c_long, &raw mut *attr, size_of::<bpf_attr>())
+    };
+    i32::try_from(result).ok().filter(|result| *result >= 0).ok_or_else(io::Error::last_os_error)
+}
+
+fn raw(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd().cast_unsigned()
+}
+
+/// Takes the XDP program off an interface, as `ip` does with those it has put there; says whether the kernel let it.
+#[must_use]
+#[track_caller]
+pub fn xdp_off(machine: &Machine, interface: &str) -> bool {
+    set_xdp(machine, interface, &["off"])
+}
+
+/// `ip -netns` would mount another /sys over the one that holds the pins.
+#[track_caller]
+fn set_xdp(machine: &Machine, interface: &str, program: &[&str]) -> bool {
+    let mut ip = Command::new("nsenter");
+    ip.arg(format!("--net={}", machine.netns_path().display()));
+    ip.args(["ip", "link", "set", "dev", interface, "xdpdrv"]).args(program);
+    command::output(&mut ip, "").status.success()
+}
