@@ -10,6 +10,7 @@ mod start;
 mod status;
 
 use std::{
+    collections::BTreeMap,
     mem,
     path::{Path, PathBuf},
 };
@@ -176,6 +177,7 @@ impl Engine {
         self.sets.complete(&policy.rules)?;
         Ok(Input {
             ports: policy.ports.clone(),
+            aliases: BTreeMap::new(),
             rules: policy.input_rules(&self.sets, &facts.lan, &self.clock())?,
             local: facts.local.clone(),
             guests: facts.guests.clone(),
