@@ -23,7 +23,7 @@ use crate::{
     control::{Control, Failure},
     engine::{Engine, Place},
     events::{self, BootClock, Hub},
-    host::netlink,
+    host::{forwarders::Watch, netlink},
     kernel::{KernelError, lock::Lock, ring::EventRing},
     output, startup,
     state::RunFlags,
@@ -31,6 +31,9 @@ use crate::{
 
 /// Bursts of network changes shorter than this are taken as one.
 const SETTLE: Duration = Duration::from_millis(200);
+
+/// How often published ports are looked for: how long one may stay open.
+const LOOK_FOR_PUBLISHED: Duration = Duration::from_secs(1);
 
 /// Runs until SIGTERM, SIGINT, or `guard down`.
 ///
@@ -99,6 +102,7 @@ async fn serve(
         .map_err(|error| cannot(error.into()))?;
     tasks.spawn(report_attempts(ring, hub));
     tasks.spawn(follow_network(engine.clone()));
+    tasks.spawn(follow_published(engine.clone()));
     tasks.spawn(reload_on_hangup(engine, signal(SignalKind::hangup()).map_err(cannot)?));
 
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
@@ -157,14 +161,54 @@ async fn follow_network(engine: Arc<Mutex<Engine>>) {
     while changes.next().await.is_some() {
         sleep(SETTLE).await;
         while let Some(Some(())) = changes.next().now_or_never() {}
-        let engine = engine.clone();
-        let followed = spawn_blocking(move || lock(&engine).follow_network()).await;
-        match followed {
-            Ok(Ok(notes)) => notes.iter().for_each(|note| log::info!("{note}")),
-            Ok(Err(failure)) => log::error!("{failure}; the policy in force is as it was"),
-            Err(error) => log::error!("{error}"),
-        }
+        follow_host(&engine).await;
     }
+}
+
+/// Keeps published ports guarded as they come and go. Nothing tells of them, so they are looked for.
+async fn follow_published(engine: Arc<Mutex<Engine>>) {
+    let mut watch = Watch::default();
+    loop {
+        let looked = spawn_blocking(move || {
+            let looked = watch.look();
+            (watch, looked)
+        });
+        let has_changed = match looked.await {
+            Ok((after, Ok(has_changed))) => {
+                watch = after;
+                has_changed
+            }
+            Ok((after, Err(error))) => {
+                watch = after;
+                log::error!("{error}; ports published from now on are not guarded");
+                false
+            }
+            Err(error) => {
+                watch = Watch::default();
+                log::error!("{error}");
+                false
+            }
+        };
+        if has_changed && !follow_host(&engine).await {
+            // To be tried again.
+            watch = Watch::default();
+        }
+        sleep(LOOK_FOR_PUBLISHED).await;
+    }
+}
+
+/// Brings the kernel up to what the host is now; says whether it could be done.
+async fn follow_host(engine: &Arc<Mutex<Engine>>) -> bool {
+    let engine = engine.clone();
+    match spawn_blocking(move || lock(&engine).follow_host()).await {
+        Ok(Ok(notes)) => {
+            notes.iter().for_each(|note| log::info!("{note}"));
+            return true;
+        }
+        Ok(Err(failure)) => log::error!("{failure}; the policy in force is as it was"),
+        Err(error) => log::error!("{error}"),
+    }
+    false
 }
 
 async fn reload_on_hangup(engine: Arc<Mutex<Engine>>, mut hangup: tokio::signal::unix::Signal) {

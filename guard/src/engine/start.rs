@@ -47,7 +47,7 @@ impl Engine {
         compile::compile(&input)?;
         check_sessions(&self.newly_guarded(&settings)?, &input, yes)?;
         let peers = peers_cut(&input);
-        let exposed = sockets::listeners(&input.ports);
+        let exposed = sockets::listeners(&input.every_port());
 
         let loaded = load::load(&self.pins)?;
         self.maps = Some(PolicyMaps::open(&self.pins)?);
@@ -142,7 +142,7 @@ pub fn reserve_ports(settings: &Settings, state: &mut State) -> Option<String> {
 
 /// The connections of outsiders that the policy will stop.
 fn peers_cut(input: &Input) -> Vec<Peer> {
-    let mut peers = sockets::peers(&input.ports);
+    let mut peers = sockets::peers(&input.every_port());
     peers.retain(|peer| is_stopped(input, peer.remote.ip(), port_of(peer)));
     peers
 }
