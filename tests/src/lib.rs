@@ -15,6 +15,7 @@
 
 pub mod cgroup;
 pub mod command;
+pub mod forwarder;
 pub mod http;
 pub mod lab;
 pub mod listener;
