@@ -15,6 +15,7 @@
 
 pub mod cgroup;
 pub mod command;
+pub mod engine;
 pub mod forwarder;
 pub mod http;
 pub mod lab;

@@ -1,10 +1,12 @@
-//! Ports that container engines publish: what their forwarders listen on is guarded where it leads to a guarded port.
+//! Ports that container engines publish: what their forwarders listen on is guarded where it leads to a guarded port. First
+//! with forwarders made by hand, then with real engines, where the machine has them.
 
 use std::net::SocketAddr;
 
 use guard_tests::{
+    engine::{self, Docker, Engine, Pasta, Podman},
     forwarder::Forwarder,
-    lab::{BRIDGE, CLIENT, CONTAINER, Lab, OLLAMA, SERVER, every_address},
+    lab::{BRIDGE, CLIENT, CONTAINER, Lab, OLLAMA, SERVER, SERVER_TO_NEIGHBOUR, every_address},
     listener::{Listener, Service},
     machine::Machine,
     on_each_hook,
@@ -207,4 +209,198 @@ fn a_forwarder_that_names_no_port_leads_to_what_listens_inside(attach: Attach) {
 
     drop(service);
     until_not_published(&guard);
+}
+
+/// The server's published ports, on both families: IPv4 goes by DNAT, IPv6 through a forwarder.
+fn doors() -> [SocketAddr; 4] {
+    let [v4, v6] = SERVER.at(OLLAMA);
+    let [published_v4, published_v6] = SERVER.at(PUBLISHED);
+    [v4, v6, published_v4, published_v6]
+}
+
+/// Each door is closed to the client, which is counted where it should be; an allow opens each.
+#[track_caller]
+fn expect_guarded_doors(lab: &Lab, guard: &Guard<'_>, attach: Attach, doors: &[SocketAddr]) {
+    let counted = || guard.counted(attach.hook(), "drop", "no-rule");
+    for door in doors {
+        let before = counted();
+        lab.client.expect_silence(*door);
+        assert!(counted() > before, "{door}: {:#?}", guard.status());
+    }
+    // Calls that are told to no one time out, and may be repeated: single packets are not.
+    let before = counted();
+    let wire = lab.wire();
+    for (source, door) in (5000..).zip(doors) {
+        let client = if door.is_ipv4() { CLIENT.v4_at(source) } else { CLIENT.v6_at(source) };
+        wire.send(&wire::syn(client, *door));
+    }
+    guard.expect_counted(attach.hook(), "drop", "no-rule", before + doors.len() as u64);
+
+    guard.tell(&["observe"]);
+    for door in doors {
+        lab.client.expect_answer(*door);
+    }
+    let judged = guard.counted(attach.hook(), "would-drop", "no-rule");
+    assert!(judged >= doors.len() as u64, "{:#?}", guard.status());
+    guard.tell(&["enforce"]);
+    for door in doors {
+        lab.client.expect_silence(*door);
+    }
+
+    guard.tell(&["allow", "10.77.0.1", "fd77::1"]);
+    for door in doors {
+        lab.client.expect_answer(*door);
+    }
+    assert!(guard.counted(attach.hook(), "pass", "allowed") > 0, "{:#?}", guard.status());
+    guard.tell(&["remove", "10.77.0.1", "fd77::1"]);
+    for door in doors {
+        lab.client.expect_silence(*door);
+    }
+}
+
+on_each_hook!(docker_s_published_ports_are_guarded, [native, tcx, socket]);
+fn docker_s_published_ports_are_guarded(attach: Attach) {
+    let test = format!("docker_s_published_ports {attach}");
+    if !engine::have(&test, &[Engine::Docker]) {
+        return;
+    }
+    let lab = Lab::new(&test);
+    let docker = Docker::start(&lab);
+    docker.run("ollama", &["-p", "11434:11434", "-p", "8081:11434"]);
+    for door in doors() {
+        engine::until_answered(&lab.client, door);
+    }
+    let guard = lab.start_guard(attach, "");
+    assert_eq!(published(&guard), [("8081".to_owned(), "11434".to_owned())]);
+    assert_eq!(guard.status().published[0].by.as_deref(), Some("docker-proxy"));
+
+    expect_guarded_doors(&lab, &guard, attach, &doors());
+    for door in doors() {
+        lab.server.expect_answer(door);
+    }
+
+    docker.remove("ollama");
+    until_not_published(&guard);
+}
+
+#[test]
+fn a_port_that_docker_publishes_later_is_guarded() {
+    let test = "a_port_that_docker_publishes_later";
+    if !engine::have(test, &[Engine::Docker]) {
+        return;
+    }
+    let lab = Lab::new(test);
+    let docker = Docker::start(&lab);
+    let guard = lab.start_guard(Attach::Tcx, "");
+    docker.run("ollama", &["-p", "8081:11434"]);
+    until_published(&guard, PUBLISHED);
+    for door in SERVER.at(PUBLISHED) {
+        lab.client.expect_silence(door);
+        engine::until_answered(&lab.server, door);
+    }
+}
+
+#[test]
+fn docker_walks_around_ufw_and_not_around_guard() {
+    let test = "docker_walks_around_ufw";
+    if !engine::have(test, &[Engine::Docker, Engine::Ufw]) {
+        return;
+    }
+    let lab = Lab::new(test);
+    engine::enable_ufw(&lab);
+    let docker = Docker::start(&lab);
+    docker.run("ollama", &["-p", "11434:11434", "-p", "8081:11434"]);
+    let _host = lab.listen(&lab.server, Service::Http, every_address(9000));
+    // What ufw is there for, and what it does not see.
+    lab.client.expect_silence(SERVER.v4_at(9000));
+    let doors = [SERVER.v4_at(OLLAMA), SERVER.v4_at(PUBLISHED)];
+    for door in doors {
+        engine::until_answered(&lab.client, door);
+    }
+    let guard = lab.start_guard(Attach::Tcx, "");
+
+    expect_guarded_doors(&lab, &guard, Attach::Tcx, &doors);
+    lab.client.expect_silence(SERVER.v4_at(9000));
+}
+
+on_each_hook!(a_neighbour_does_not_walk_past_a_port_published_to_loopback, [tcx, socket]);
+fn a_neighbour_does_not_walk_past_a_port_published_to_loopback(attach: Attach) {
+    let test = format!("published_to_loopback {attach}");
+    if !engine::have(&test, &[Engine::Docker]) {
+        return;
+    }
+    let lab = Lab::new(&test);
+    let neighbour = lab.add_neighbour();
+    let docker = Docker::start(&lab);
+    docker.run("ollama", &["-p", "127.0.0.1:11434:11434"]);
+    let container = SocketAddr::new(docker.address("ollama"), OLLAMA);
+    // The neighbour's default route leads to the server. From version 28 on Docker itself stops this.
+    if docker.version() < 28 {
+        neighbour.expect_answer(container);
+    }
+    neighbour.expect_refusal(SERVER_TO_NEIGHBOUR.v4_at(OLLAMA));
+    let guard = lab.start_guard(attach, "");
+
+    neighbour.expect_silence(container);
+    assert!(guard.counted(attach.hook(), "drop", "no-rule") > 0, "{:#?}", guard.status());
+    lab.server.expect_answer(container);
+    lab.server.expect_answer(([127, 0, 0, 1], OLLAMA).into());
+
+    guard.tell(&["allow", "10.78.0.1"]);
+    if docker.version() < 28 {
+        neighbour.expect_answer(container);
+    }
+}
+
+#[test]
+fn a_container_on_the_host_s_network_is_guarded() {
+    let test = "a_container_on_the_host_s_network";
+    if !engine::have(test, &[Engine::Docker]) {
+        return;
+    }
+    let lab = Lab::new(test);
+    let docker = Docker::start(&lab);
+    docker.run("ollama", &["--network", "host"]);
+    let doors = SERVER.at(OLLAMA);
+    for door in doors {
+        lab.client.expect_answer(door);
+    }
+    let guard = lab.start_guard(Attach::Tcx, "");
+    expect_guarded_doors(&lab, &guard, Attach::Tcx, &doors);
+}
+
+on_each_hook!(rootless_podman_s_published_ports_are_guarded, [tcx, socket]);
+fn rootless_podman_s_published_ports_are_guarded(attach: Attach) {
+    let test = format!("rootless_podman_s_published_ports {attach}");
+    if !engine::have(&test, &[Engine::RootlessPodman]) {
+        return;
+    }
+    let lab = Lab::new(&test);
+    let podman = Podman::new(&lab);
+    podman.run("ollama", &["-p", "11434:11434", "-p", "8081:11434"]);
+    for door in doors() {
+        lab.client.expect_answer(door);
+    }
+    let guard = lab.start_guard(attach, "");
+    assert_eq!(published(&guard), [("8081".to_owned(), "11434".to_owned())]);
+    assert_eq!(guard.status().published[0].by.as_deref(), Some("rootlessport"));
+
+    expect_guarded_doors(&lab, &guard, attach, &doors());
+}
+
+#[test]
+fn what_pasta_publishes_is_guarded() {
+    let test = "what_pasta_publishes";
+    if !engine::have(test, &[Engine::Pasta]) {
+        return;
+    }
+    let lab = Lab::new(test);
+    let _pasta = Pasta::start(&lab, &["-t", "8081:11434"]);
+    let doors = SERVER.at(PUBLISHED);
+    for door in doors {
+        engine::until_answered(&lab.client, door);
+    }
+    let guard = lab.start_guard(Attach::Tcx, "");
+    assert_eq!(guard.status().published[0].by.as_deref(), Some("pasta"));
+    expect_guarded_doors(&lab, &guard, Attach::Tcx, &doors);
 }
