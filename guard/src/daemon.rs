@@ -202,7 +202,9 @@ async fn follow_host(engine: &Arc<Mutex<Engine>>) -> bool {
     let engine = engine.clone();
     match spawn_blocking(move || lock(&engine).follow_host()).await {
         Ok(Ok(notes)) => {
-            notes.iter().for_each(|note| log::info!("{note}"));
+            for note in notes {
+                log::info!("{note}");
+            }
             return true;
         }
         Ok(Err(failure)) => log::error!("{failure}; the policy in force is as it was"),

@@ -207,8 +207,14 @@ fn listening(process: &str) -> Result<Vec<Listening>, ForwarderError> {
 /// there may be very many.
 fn read_listening(table: impl Read) -> Result<TcpNetEntries, ProcError> {
     let mut text = String::new();
-    for (number, line) in BufReader::new(table).lines().take(MOST_SOCKETS).enumerate() {
+    for (number, line) in BufReader::new(table).lines().enumerate() {
         let line = line?;
+        if number > MOST_SOCKETS {
+            log::warn!(
+                "more than {MOST_SOCKETS} sockets listen: the rest of them is not looked at"
+            );
+            break;
+        }
         // The columns are `sl local_address rem_address st`; 0A is LISTEN (include/net/tcp_states.h).
         if number > 0 && line.split_ascii_whitespace().nth(3) != Some("0A") {
             break;

@@ -44,7 +44,7 @@ fn a_number_that_another_user_listens_on_is_left_out_and_said() {
         is_of_root: false,
         ..published(8081, LeadsTo::Port(11434))
     };
-    let found = aliases(&[shared.clone()], &[OLLAMA]);
+    let found = aliases(std::slice::from_ref(&shared), &[OLLAMA]);
     assert!(found.taken.is_empty());
     assert_eq!(
         found.left_out,
@@ -152,7 +152,7 @@ fn this_process_s_sockets_listen_and_it_is_no_forwarder() {
 fn nothing_has_changed_at_the_second_look() {
     let mut watch = Watch::default();
     watch.look().unwrap();
-    assert_eq!(watch.look().unwrap(), false);
+    assert!(!watch.look().unwrap());
 }
 
 #[test]
