@@ -6,29 +6,26 @@
 //! the calling thread. Other relays are none of ours.
 
 mod arguments;
+mod listening;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs::{self, File},
-    io::{self, BufRead, BufReader, Read},
+    io::{self, Read},
     os::unix::fs::MetadataExt,
 };
 
 use guard_common::{abi::MAX_GUARDED_PORTS, packet::Protocol};
 use procfs::{
-    FromBufReadSI, ProcError,
-    net::TcpNetEntries,
+    ProcError,
     process::{FDTarget, all_processes},
 };
 
-use self::arguments::Kind;
+use self::{arguments::Kind, listening::Listening};
 use crate::rule::GuardedPort;
 
 /// How much of a command line is read. An engine's are far shorter.
 const COMMAND_LINE_BYTES: u64 = 64 * 1024;
-
-/// Sockets of one namespace that are looked at: more than there are ports.
-const MOST_SOCKETS: usize = 100_000;
 
 /// How often one looks again after something has changed: an engine may open a socket before the forwarder that inherits
 /// it runs.
@@ -36,8 +33,8 @@ const LOOKS_AFTER_A_CHANGE: u32 = 5;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ForwarderError {
-    #[error("the listening sockets in {path} can't be read: {source}")]
-    Sockets { path: String, source: ProcError },
+    #[error("the sockets that listen can't be listed: {0}")]
+    Sockets(io::Error),
     #[error("the processes in /proc can't be listed: {0}")]
     Processes(ProcError),
 }
@@ -127,7 +124,7 @@ const fn tcp(number: u16) -> GuardedPort {
 /// # Errors
 /// When sockets or processes can't be listed.
 pub fn find() -> Result<Vec<Published>, ForwarderError> {
-    Ok(scan(&listening(HERE)?)?.published)
+    Ok(scan(&sockets_here()?)?.published)
 }
 
 /// Tells when what [`find`] finds has changed. Looking costs one short read of the listening sockets as long as nothing has.
@@ -152,7 +149,7 @@ impl Watch {
     }
 
     fn look_again(&mut self) -> Result<bool, ForwarderError> {
-        let sockets = listening(HERE)?;
+        let sockets = sockets_here()?;
         let is_same_inside = || self.found.inside.iter().all(|(pid, ports)| inside(*pid) == *ports);
         if self.sockets.as_ref() != Some(&sockets) || !is_same_inside() {
             self.looks_to_go = LOOKS_AFTER_A_CHANGE;
@@ -168,61 +165,8 @@ impl Watch {
     }
 }
 
-/// The calling thread's network namespace; `/proc/net` would be the main thread's.
-const HERE: &str = "/proc/thread-self";
-
-/// A TCP socket that listens at more than loopback.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Listening {
-    port: u16,
-    uid: u32,
-    inode: u64,
-}
-
-/// The sockets that listen in the network namespace of a process, given by its directory; nothing where it has gone.
-fn listening(process: &str) -> Result<Vec<Listening>, ForwarderError> {
-    let mut sockets = Vec::new();
-    for table in ["tcp", "tcp6"] {
-        let path = format!("{process}/net/{table}");
-        let entries = match File::open(&path) {
-            Ok(file) => read_listening(file),
-            // A kernel without IPv6.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => Err(error.into()),
-        };
-        let entries = entries.map_err(|source| ForwarderError::Sockets { path, source })?.0;
-        sockets.extend(entries.iter().map(|entry| (entry.local_address, entry)).filter_map(
-            |(local, entry)| {
-                let is_reachable = !local.ip().to_canonical().is_loopback();
-                let (port, uid, inode) = (local.port(), entry.uid, entry.inode);
-                is_reachable.then_some(Listening { port, uid, inode })
-            },
-        ));
-    }
-    sockets.sort_unstable();
-    Ok(sockets)
-}
-
-/// Reads as far as sockets listen: the kernel lists these before all others (`tcp_get_idx` in `net/ipv4/tcp_ipv4.c`), of which
-/// there may be very many.
-fn read_listening(table: impl Read) -> Result<TcpNetEntries, ProcError> {
-    let mut text = String::new();
-    for (number, line) in BufReader::new(table).lines().enumerate() {
-        let line = line?;
-        if number > MOST_SOCKETS {
-            log::warn!(
-                "more than {MOST_SOCKETS} sockets listen: the rest of them is not looked at"
-            );
-            break;
-        }
-        // The columns are `sl local_address rem_address st`; 0A is LISTEN (include/net/tcp_states.h).
-        if number > 0 && line.split_ascii_whitespace().nth(3) != Some("0A") {
-            break;
-        }
-        text.push_str(&line);
-        text.push('\n');
-    }
-    TcpNetEntries::from_buf_read(text.as_bytes(), procfs::current_system_info())
+fn sockets_here() -> Result<Vec<Listening>, ForwarderError> {
+    listening::here().map_err(ForwarderError::Sockets)
 }
 
 /// What one walk over all processes has found.
@@ -345,7 +289,7 @@ fn other_ends(forwarder: &Forwarder, children: &HashMap<i32, Vec<u32>>) -> Vec<u
         Kind::Slirp4netns => arguments::slirp4netns(&forwarder.arguments).into_iter().collect(),
         Kind::DockerProxy | Kind::RootlessKit | Kind::Pasta => Vec::new(),
     };
-    let here = network_namespace(HERE);
+    let here = network_namespace("/proc/thread-self");
     candidates
         .into_iter()
         .filter(|pid| {
@@ -361,7 +305,7 @@ fn network_namespace(process: &str) -> Option<u64> {
 
 /// The TCP ports that listen in a process's network namespace; none when it has gone.
 fn inside(pid: u32) -> BTreeSet<u16> {
-    let sockets = listening(&format!("/proc/{pid}")).unwrap_or_default();
+    let sockets = listening::of_process(pid).unwrap_or_default();
     sockets.iter().map(|socket| socket.port).collect()
 }
 
