@@ -161,7 +161,13 @@ async fn follow_network(engine: Arc<Mutex<Engine>>) {
     while changes.next().await.is_some() {
         sleep(SETTLE).await;
         while let Some(Some(())) = changes.next().now_or_never() {}
-        follow_host(&engine).await;
+        let engine = engine.clone();
+        let followed = spawn_blocking(move || lock(&engine).follow_network()).await;
+        match followed {
+            Ok(Ok(notes)) => notes.iter().for_each(|note| log::info!("{note}")),
+            Ok(Err(failure)) => log::error!("{failure}; the policy in force is as it was"),
+            Err(error) => log::error!("{error}"),
+        }
     }
 }
 
@@ -169,48 +175,37 @@ async fn follow_network(engine: Arc<Mutex<Engine>>) {
 async fn follow_published(engine: Arc<Mutex<Engine>>) {
     let mut watch = Watch::default();
     loop {
+        let engine = engine.clone();
         let looked = spawn_blocking(move || {
-            let looked = watch.look();
-            (watch, looked)
+            let followed = look_for_published(&mut watch, &engine);
+            (watch, followed)
         });
-        let has_changed = match looked.await {
-            Ok((after, Ok(has_changed))) => {
-                watch = after;
-                has_changed
+        watch = match looked.await {
+            Ok((watch, Ok(notes))) => {
+                for note in notes {
+                    log::info!("{note}");
+                }
+                watch
             }
-            Ok((after, Err(error))) => {
-                watch = after;
-                log::error!("{error}; ports published from now on are not guarded");
-                false
+            // A fresh one, which finds the same anew.
+            Ok((_, Err(failure))) => {
+                log::error!("{failure}; ports published from now on may be open");
+                Watch::default()
             }
             Err(error) => {
-                watch = Watch::default();
                 log::error!("{error}");
-                false
+                Watch::default()
             }
         };
-        if has_changed && !follow_host(&engine).await {
-            // To be tried again.
-            watch = Watch::default();
-        }
         sleep(LOOK_FOR_PUBLISHED).await;
     }
 }
 
-/// Brings the kernel up to what the host is now; says whether it could be done.
-async fn follow_host(engine: &Arc<Mutex<Engine>>) -> bool {
-    let engine = engine.clone();
-    match spawn_blocking(move || lock(&engine).follow_host()).await {
-        Ok(Ok(notes)) => {
-            for note in notes {
-                log::info!("{note}");
-            }
-            return true;
-        }
-        Ok(Err(failure)) => log::error!("{failure}; the policy in force is as it was"),
-        Err(error) => log::error!("{error}"),
-    }
-    false
+fn look_for_published(watch: &mut Watch, engine: &Mutex<Engine>) -> Result<Vec<String>, Failure> {
+    let has_changed = watch.look().map_err(|error| {
+        Failure::failed(error.to_string(), "`guard reload` looks for published ports anew")
+    })?;
+    if has_changed { lock(engine).follow_network() } else { Ok(Vec::new()) }
 }
 
 async fn reload_on_hangup(engine: Arc<Mutex<Engine>>, mut hangup: tokio::signal::unix::Signal) {

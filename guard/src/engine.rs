@@ -131,11 +131,12 @@ impl Engine {
         self.mortal.is_none()
     }
 
-    /// Covers interfaces that have come, learns this host's new addresses, and guards ports newly published. Returns what is worth a line in the log.
+    /// Covers interfaces that have come, learns this host's new addresses, and guards ports newly published. Returns what is
+    /// worth a line in the log.
     ///
     /// # Errors
     /// When the host can't be asked or the policy not be put in force; it is as it was then.
-    pub fn follow_host(&mut self) -> Result<Vec<String>, Failure> {
+    pub fn follow_network(&mut self) -> Result<Vec<String>, Failure> {
         let facts = Facts::gather(&self.settings.config)?;
         let before = links::ours(&self.pins)?.len();
         let failures = coverage::cover(&self.pins, &self.settings.config, &facts)?;
@@ -150,13 +151,27 @@ impl Engine {
         let policy = self.policy(&self.settings, &self.state)?;
         let input = self.input(&policy, &facts)?;
         if self.in_force.as_ref() != Some(&input) {
-            let before = self.maps.as_ref().map(PolicyMaps::aliases_in_force).transpose()?;
-            notes.extend(published_changes(&before.unwrap_or_default(), &input.aliases));
+            notes.extend(self.published_changes(&input.aliases)?);
             let terms = self.terms(&input, &self.settings, &self.state)?;
             let generation = self.put(input, terms)?;
-            log::debug!("generation {generation:?} follows the host");
+            log::debug!("generation {generation:?} follows the network");
         }
         Ok(notes)
+    }
+
+    /// One sentence for each published port that is not yet guarded, or no longer to be.
+    fn published_changes(
+        &self,
+        now: &BTreeMap<GuardedPort, GuardedPort>,
+    ) -> Result<Vec<String>, KernelError> {
+        let before = self.maps.as_ref().map(PolicyMaps::aliases_in_force).transpose()?;
+        let before = before.unwrap_or_default();
+        let come = now.iter().filter(|(port, to)| before.get(port) != Some(to));
+        let gone = before.keys().filter(|port| !now.contains_key(port));
+        Ok(come
+            .map(|(port, to)| format!("port {port} is published and leads to {to}: guarded too"))
+            .chain(gone.map(|port| format!("port {port} is no longer published: guarded no more")))
+            .collect())
     }
 
     fn clock(&self) -> Clock {
@@ -479,18 +494,6 @@ impl Engine {
 fn published_to(guarded: &[GuardedPort], facts: &Facts) -> BTreeMap<GuardedPort, GuardedPort> {
     let aliases = forwarders::aliases(&facts.published, guarded);
     aliases.taken.into_iter().map(|(port, alias)| (port, alias.to)).collect()
-}
-
-/// One sentence for each published port that is guarded from now on, or no longer.
-fn published_changes(
-    before: &BTreeMap<GuardedPort, GuardedPort>,
-    now: &BTreeMap<GuardedPort, GuardedPort>,
-) -> Vec<String> {
-    let come = now.iter().filter(|(port, to)| before.get(port) != Some(to));
-    let gone = before.keys().filter(|port| !now.contains_key(port));
-    come.map(|(port, to)| format!("port {port} is published and leads to {to}: guarded too"))
-        .chain(gone.map(|port| format!("port {port} is no longer published: guarded no more")))
-        .collect()
 }
 
 /// See `PolicyHeader::observe_until_ns`. What a command set comes before the flag, and that before the file.

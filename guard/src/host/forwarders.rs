@@ -139,16 +139,8 @@ impl Watch {
     /// Whether published ports have come or gone since the last look.
     ///
     /// # Errors
-    /// As [`find`]; the next look is a fresh one then.
+    /// As [`find`].
     pub fn look(&mut self) -> Result<bool, ForwarderError> {
-        let looked = self.look_again();
-        if looked.is_err() {
-            *self = Self::default();
-        }
-        looked
-    }
-
-    fn look_again(&mut self) -> Result<bool, ForwarderError> {
         let sockets = sockets_here()?;
         let is_same_inside = || self.found.inside.iter().all(|(pid, ports)| inside(*pid) == *ports);
         if self.sockets.as_ref() != Some(&sockets) || !is_same_inside() {
