@@ -67,12 +67,12 @@ pub fn have(test: &str, engines: &[Engine]) -> bool {
         return true;
     };
     let needs = missing.programs().join(", ");
-    // Past the test runner, which shows what a passing test prints to nobody.
-    let _ = writeln!(
-        io::stderr(),
-        "{test}: not run: no {} on this machine (it takes {needs} and a static busybox)",
+    let message = format!(
+        "{test}: not run: no {} on this machine (it takes {needs} and a static busybox)\n",
         missing.name()
     );
+    // Past the test runner, which shows to nobody what a passing test prints; and whole, among what others write.
+    let _ = io::stderr().write_all(message.as_bytes());
     false
 }
 
