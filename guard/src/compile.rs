@@ -19,8 +19,8 @@ use std::{
 
 use guard_common::{
     abi::{
-        Ladder, MAX_GUARDED_PORTS, MAX_LADDERS, MAX_SOURCES, NO_END, PortIndex, Ruling,
-        SOURCE_LOCAL, STEPS, SourceValue,
+        Ladder, MAX_GUARDED_PORTS, MAX_LADDERS, MAX_SOURCES, NO_END, PORT_ALIAS, PortIndex,
+        PortValue, Ruling, SOURCE_LOCAL, STEPS, SourceValue,
     },
     packet::{AddressBytes, Family},
 };
@@ -39,6 +39,8 @@ const MAX_ENTRIES: usize = MAX_SOURCES as usize / 2;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Input {
     pub ports: Vec<GuardedPort>,
+    /// Ports that are guarded because what listens there leads to a guarded one, whose rules hold for them.
+    pub aliases: BTreeMap<GuardedPort, GuardedPort>,
     pub rules: Vec<InputRule>,
     /// Local sources: this host's own addresses and, unless the policy leaves them out, the subnets of its local
     /// bridges. Loopback is local whether it stands here or not.
@@ -84,6 +86,8 @@ pub struct Prefix {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tables {
     pub ports: BTreeMap<GuardedPort, PortIndex>,
+    /// Each with the index of the guarded port it leads to. None of them is one of the ports.
+    pub aliases: BTreeMap<GuardedPort, PortIndex>,
     pub sources: BTreeMap<Prefix, SourceValue>,
     /// Rows of `ports.len()` ladders; row 0 is what an address without an entry has.
     pub ladders: Vec<Ladder>,
@@ -177,8 +181,10 @@ pub fn compile(input: &Input) -> Result<Tables, CompileError> {
         around.push((prefix, state));
     }
     let ladders = resolver.rows.concat();
+    let aliases = alias_indices(input, &ports)?;
     Ok(Tables {
         ports,
+        aliases,
         sources: sources.into_iter().collect(),
         ladders,
         inside: input.inside.clone(),
@@ -198,6 +204,7 @@ pub fn resolve(
     if is_loopback(IpNet::from(address)) {
         return (Ruling::Local, None);
     }
+    let port = input.ruled_as(port);
     let mut typed: Option<(u8, &InputRule)> = None;
     let mut set: Option<&InputRule> = None;
     for rule in input.rules.iter().filter(|rule| now_ns < rule.until_ns && rule.is_for(port)) {
@@ -233,6 +240,42 @@ pub fn resolve(
     (Ruling::NoRule, None)
 }
 
+impl Input {
+    /// Every port that is guarded, and every alias.
+    #[must_use]
+    pub fn every_port(&self) -> Vec<GuardedPort> {
+        self.ports.iter().chain(self.aliases.keys()).copied().collect()
+    }
+
+    /// The guarded port whose rules hold at a port: itself, unless it is an alias.
+    fn ruled_as(&self, port: GuardedPort) -> GuardedPort {
+        match self.aliases.get(&port) {
+            Some(to) if !self.ports.contains(&port) => *to,
+            _ => port,
+        }
+    }
+}
+
+impl Tables {
+    /// Every guarded port, aliases among them.
+    #[must_use]
+    pub fn every_port(&self) -> Vec<GuardedPort> {
+        self.ports.keys().chain(self.aliases.keys()).copied().collect()
+    }
+
+    /// The table of ports, as the kernel holds it.
+    #[must_use]
+    pub fn port_values(&self) -> BTreeMap<GuardedPort, PortValue> {
+        let values = |indices: &BTreeMap<GuardedPort, PortIndex>, flags| {
+            let value = |(port, index): (&GuardedPort, &PortIndex)| {
+                (*port, PortValue { index: *index, flags })
+            };
+            indices.iter().map(value).collect::<Vec<_>>()
+        };
+        values(&self.aliases, PORT_ALIAS).into_iter().chain(values(&self.ports, 0)).collect()
+    }
+}
+
 impl InputRule {
     fn is_for(&self, port: GuardedPort) -> bool {
         self.ports.is_empty() || self.ports.contains(&port)
@@ -256,6 +299,24 @@ fn port_indices(ports: &[GuardedPort]) -> Result<BTreeMap<GuardedPort, PortIndex
         *slot = index;
     }
     Ok(indices)
+}
+
+/// What leads to a port that is not guarded is none, and neither is a guarded port.
+fn alias_indices(
+    input: &Input,
+    ports: &BTreeMap<GuardedPort, PortIndex>,
+) -> Result<BTreeMap<GuardedPort, PortIndex>, CompileError> {
+    let aliases: BTreeMap<_, _> = input
+        .aliases
+        .iter()
+        .filter(|(alias, _)| !ports.contains_key(alias))
+        .filter_map(|(alias, to)| Some((*alias, *ports.get(to)?)))
+        .collect();
+    let count = ports.len() + aliases.len();
+    if count > MAX_GUARDED_PORTS as usize {
+        return Err(CompileError::TooManyPorts { count });
+    }
+    Ok(aliases)
 }
 
 /// What a prefix adds for the addresses in it.

@@ -161,6 +161,9 @@ pub struct Status {
     /// The daemon's process id, when one is alive.
     pub daemon: Option<u32>,
     pub ports: Vec<String>,
+    /// Ports guarded because a container engine's forwarder leads from them to a guarded one.
+    #[serde(default)]
+    pub published: Vec<PublishedPort>,
     pub interfaces: Vec<InterfaceStatus>,
     pub backstop: BackstopStatus,
     /// Whether enforcement stays when the daemon ends.
@@ -171,6 +174,16 @@ pub struct Status {
     pub counters: Vec<CounterView>,
     pub events: EventTotals,
     pub version: String,
+}
+
+/// A port that a forwarder publishes and that leads to a guarded one, whose rules hold for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishedPort {
+    pub port: String,
+    /// The guarded port.
+    pub to: String,
+    /// The forwarder's name; `None` when it has just ended.
+    pub by: Option<String>,
 }
 
 /// One interface and what guards it.

@@ -22,7 +22,7 @@ use crate::{
     engine::{Engine, Place},
     events::{self, BootClock, Hub},
     follow,
-    host::netlink,
+    host::{forwarders::Watch, netlink},
     kernel::{KernelError, lock::Lock, probe, ring::EventRing},
     output, startup,
     state::RunFlags,
@@ -31,6 +31,9 @@ use crate::{
 /// Ends are looked for at least this often: they are in boot time, which goes on while the machine is suspended, and timers do
 /// not.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// How often published ports are looked for: how long one may stay open.
+const LOOK_FOR_PUBLISHED: Duration = Duration::from_secs(1);
 
 /// Runs until SIGTERM, SIGINT, or `guard down`.
 ///
@@ -100,6 +103,7 @@ async fn serve(
     tasks.spawn(report_attempts(ring, hub));
     tasks.spawn(follow_network(engine.clone()));
     tasks.spawn(cut_at_ends(engine.clone()));
+    tasks.spawn(follow_published(engine.clone()));
     tasks.spawn(reload_on_hangup(engine, signal(SignalKind::hangup()).map_err(cannot)?));
 
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
@@ -190,6 +194,48 @@ async fn cut_at_ends(engine: Arc<Mutex<Engine>>) {
             },
         }
     }
+}
+
+/// Keeps published ports guarded as they come and go. Nothing tells of them, so they are looked for.
+async fn follow_published(engine: Arc<Mutex<Engine>>) {
+    let mut watch = Watch::default();
+    loop {
+        let engine = engine.clone();
+        let looked = spawn_blocking(move || {
+            let followed = look_for_published(&mut watch, &engine);
+            (watch, followed)
+        });
+        watch = match looked.await {
+            Ok((watch, Ok(notes))) => {
+                for note in notes {
+                    log::info!("{note}");
+                }
+                watch
+            }
+            // A fresh one, which finds the same anew.
+            Ok((_, Err(failure))) => {
+                log::error!("{failure}; ports published from now on may be open");
+                Watch::default()
+            }
+            Err(error) => {
+                log::error!("{error}");
+                Watch::default()
+            }
+        };
+        sleep(LOOK_FOR_PUBLISHED).await;
+    }
+}
+
+fn look_for_published(watch: &mut Watch, engine: &Mutex<Engine>) -> Result<Vec<String>, Failure> {
+    let has_changed = watch.look().map_err(|error| {
+        Failure::failed(error.to_string(), "`guard reload` looks for published ports anew")
+    })?;
+    if !has_changed {
+        return Ok(Vec::new());
+    }
+    let followed = lock(engine).follow_network();
+    followed.problems.iter().for_each(|problem| log::warn!("{problem}"));
+    Ok(followed.news)
 }
 
 async fn reload_on_hangup(engine: Arc<Mutex<Engine>>, mut hangup: tokio::signal::unix::Signal) {

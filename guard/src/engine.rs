@@ -11,6 +11,7 @@ mod start;
 mod status;
 
 use std::{
+    collections::BTreeMap,
     mem,
     path::{Path, PathBuf},
     time::Duration,
@@ -39,7 +40,7 @@ use crate::{
     host::{
         bpffs,
         cgroup::{self, Scope},
-        reserved_ports,
+        forwarders, reserved_ports,
     },
     kernel::{
         KernelError,
@@ -165,7 +166,8 @@ impl Engine {
         self.mortal.is_none()
     }
 
-    /// Learns this host's new addresses, covers interfaces that have come, and mends what others have taken off. One part
+    /// Learns this host's new addresses, guards ports newly published, covers interfaces that have come, and mends what others
+    /// have taken off. One part
     /// that fails keeps none of the others from being done.
     pub fn follow_network(&mut self) -> Followed {
         if self.maps.is_none() {
@@ -208,7 +210,7 @@ impl Engine {
         }
     }
 
-    /// Returns what connections that has cut.
+    /// Returns what is worth a line in the log: ports newly published or no longer, and the connections that were cut.
     fn follow_addresses(&mut self, facts: &Facts) -> Result<Vec<String>, Failure> {
         let policy = self.policy(&self.settings, &self.state)?;
         let mut input = self.input(&policy, facts)?;
@@ -219,9 +221,11 @@ impl Engine {
             keep_ends(&mut input, in_force);
         }
         if !same_flags || self.in_force.as_ref() != Some(&input) {
+            let mut news = self.published_changes(&input.aliases)?;
             let generation = self.put(input, terms)?;
             log::debug!("generation {generation:?} follows the network");
-            return Ok(cutting::notes(&self.cut()));
+            news.extend(cutting::notes(&self.cut()));
+            return Ok(news);
         }
         Ok(Vec::new())
     }
@@ -254,6 +258,21 @@ impl Engine {
         Ok(links::ours(&self.pins)?.iter().filter(|link| !link.is_dead()).count())
     }
 
+    /// One sentence for each published port that is not yet guarded, or no longer to be.
+    fn published_changes(
+        &self,
+        now: &BTreeMap<GuardedPort, GuardedPort>,
+    ) -> Result<Vec<String>, KernelError> {
+        let before = self.maps.as_ref().map(PolicyMaps::aliases_in_force).transpose()?;
+        let before = before.unwrap_or_default();
+        let come = now.iter().filter(|(port, to)| before.get(port) != Some(to));
+        let gone = before.keys().filter(|port| !now.contains_key(port));
+        Ok(come
+            .map(|(port, to)| format!("port {port} is published and leads to {to}: guarded too"))
+            .chain(gone.map(|port| format!("port {port} is no longer published: guarded no more")))
+            .collect())
+    }
+
     fn clock(&self) -> Clock {
         let wall = Timestamp::now();
         Clock { wall, boot_ns: probe::boot_ns(), trusted: wall >= self.state.newest_time }
@@ -274,6 +293,7 @@ impl Engine {
         self.sets.complete(&policy.rules)?;
         Ok(Input {
             ports: policy.ports.clone(),
+            aliases: published_to(&policy.ports, facts),
             rules: policy.input_rules(&self.sets, &facts.lan, &self.clock())?,
             local: facts.local.clone(),
             guests: facts.guests.clone(),
@@ -589,6 +609,12 @@ fn keep_ends(input: &mut Input, in_force: &Input) {
             rule.until_ns = held.until_ns;
         }
     }
+}
+
+/// The published ports that lead to guarded ones, each with the one it leads to.
+fn published_to(guarded: &[GuardedPort], facts: &Facts) -> BTreeMap<GuardedPort, GuardedPort> {
+    let aliases = forwarders::aliases(&facts.published, guarded);
+    aliases.taken.into_iter().map(|(port, alias)| (port, alias.to)).collect()
 }
 
 /// See `PolicyHeader::observe_until_ns`. What a command set comes before the flag, and that before the file.

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use guard_common::abi::{Ladder, PortIndex, SourceValue};
+use guard_common::abi::{Ladder, PortValue, SourceValue};
 
 use crate::{
     compile::{Prefix, Tables},
@@ -18,8 +18,8 @@ pub struct Plan {
     /// New entries, and entries whose value changes.
     pub put_sources: Vec<(Prefix, SourceValue)>,
     pub remove_ports: Vec<GuardedPort>,
-    /// New ports, and ports whose index changes.
-    pub put_ports: Vec<(GuardedPort, PortIndex)>,
+    /// New ports and aliases, and those whose value changes.
+    pub put_ports: Vec<(GuardedPort, PortValue)>,
     /// By index within the slot. Ladders beyond the wanted ones stay as they are: no entry leads to them.
     pub put_ladders: Vec<(u32, Ladder)>,
     /// Interface indexes.
@@ -38,11 +38,12 @@ impl Plan {
 /// The changes that turn `current` into `wanted`.
 #[must_use]
 pub fn plan(current: &Tables, wanted: &Tables) -> Plan {
+    let (current_ports, wanted_ports) = (current.port_values(), wanted.port_values());
     Plan {
         remove_sources: gone(&current.sources, &wanted.sources),
         put_sources: new_or_changed(&current.sources, &wanted.sources),
-        remove_ports: gone(&current.ports, &wanted.ports),
-        put_ports: new_or_changed(&current.ports, &wanted.ports),
+        remove_ports: gone(&current_ports, &wanted_ports),
+        put_ports: new_or_changed(&current_ports, &wanted_ports),
         put_ladders: (0..)
             .zip(&wanted.ladders)
             .zip(current.ladders.iter().map(Some).chain(std::iter::repeat(None)))
@@ -74,7 +75,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use guard_common::{
-        abi::Ruling,
+        abi::{PORT_ALIAS, Ruling},
         packet::{Family, Protocol},
     };
     use proptest::{
@@ -95,18 +96,19 @@ mod tests {
         );
         let value = (0..3u32, 0..2u32).prop_map(|(row, flags)| SourceValue { row, flags });
         let port = (1..5u16).prop_map(|number| GuardedPort { protocol: Protocol::Tcp, number });
+        // Beyond the ports, and among them.
+        let alias = (3..7u16).prop_map(|number| GuardedPort { protocol: Protocol::Tcp, number });
         let ladder = select(vec![Ruling::NoRule, Ruling::Allow, Ruling::Deny]);
         (
             btree_map(port, 0..4u32, 0..4),
+            btree_map(alias, 0..4u32, 0..3),
             btree_map(prefix, value, 0..8),
             vec(ladder.prop_map(Ladder::always), 0..8),
             btree_set(1..6u32, 0..4),
         )
-            .prop_map(|(ports, sources, ladders, inside)| Tables {
-                ports,
-                sources,
-                ladders,
-                inside,
+            .prop_map(|(ports, mut aliases, sources, ladders, inside)| {
+                aliases.retain(|alias, _| !ports.contains_key(alias));
+                Tables { ports, aliases, sources, ladders, inside }
             })
     }
 
@@ -118,12 +120,18 @@ mod tests {
         for (prefix, value) in &plan.put_sources {
             assert_ne!(tables.sources.insert(*prefix, *value), Some(*value), "no change");
         }
+        let mut ports = tables.port_values();
         for port in &plan.remove_ports {
-            assert!(tables.ports.remove(port).is_some(), "there is nothing to remove");
+            assert!(ports.remove(port).is_some(), "there is nothing to remove");
         }
-        for (port, index) in &plan.put_ports {
-            assert_ne!(tables.ports.insert(*port, *index), Some(*index), "no change");
+        for (port, value) in &plan.put_ports {
+            assert_ne!(ports.insert(*port, *value), Some(*value), "no change");
         }
+        let indices = |flags| {
+            let of_kind = ports.iter().filter(move |(_, value)| value.flags == flags);
+            of_kind.map(|(port, value)| (*port, value.index)).collect()
+        };
+        (tables.ports, tables.aliases) = (indices(0), indices(PORT_ALIAS));
         for (index, ladder) in &plan.put_ladders {
             let index = *index as usize;
             if tables.ladders.len() <= index {

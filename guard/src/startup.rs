@@ -239,6 +239,7 @@ mod tests {
             generation: Some(1),
             daemon: Some(900),
             ports: vec!["11434".into()],
+            published: Vec::new(),
             interfaces: vec![
                 InterfaceStatus {
                     name: "eth0".into(),

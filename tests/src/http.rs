@@ -2,11 +2,13 @@
 
 use std::{
     io::{self, Read, Write},
-    net::TcpStream,
+    net::{SocketAddr, TcpStream},
     os::unix::net::UnixStream,
     path::Path,
     time::Duration,
 };
+
+use crate::wait::PATIENCE;
 
 /// What the listener answers, as an Ollama server does to `GET /`.
 pub const BODY: &str = "Ollama is running";
@@ -30,6 +32,16 @@ pub fn ask(stream: &mut TcpStream) -> io::Result<()> {
         answer.extend_from_slice(&buffer[..length]);
     }
     Ok(())
+}
+
+/// Opens a connection and asks.
+///
+/// # Errors
+/// When nobody answers.
+pub fn get(to: SocketAddr) -> io::Result<()> {
+    let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    ask(&mut stream)
 }
 
 /// An answer of the control API.

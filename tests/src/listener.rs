@@ -186,7 +186,7 @@ impl Drop for Listener {
 }
 
 /// `guard-lab`, which cargo builds beside the tests' own executables.
-fn program() -> PathBuf {
+pub(crate) fn program() -> PathBuf {
     let test = std::env::current_exe()
         .unwrap_or_else(|error| panic!("the test's own executable is not known: {error}"));
     let program = test.ancestors().nth(2).map(|directory| directory.join("guard-lab"));

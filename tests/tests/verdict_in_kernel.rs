@@ -98,8 +98,7 @@ fn input(ports: &[GuardedPort]) -> Input {
         local: ["127.0.0.0/8", "::1/128", "10.77.0.1/32", "fd77::1/128", "172.30.0.0/24"]
             .map(prefix)
             .to_vec(),
-        guests: Vec::new(),
-        inside: BTreeSet::new(),
+        ..Input::default()
     }
 }
 

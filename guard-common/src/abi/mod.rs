@@ -21,8 +21,8 @@ pub use event::{EVENT_RING_BYTES, Event, Explained};
 pub use key::{InsideKey, PortKey, SourceKey};
 pub use policy::{
     FLAG_BACKSTOP, FLAG_FORWARDED, FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, FLAG_REJECT, Ladder,
-    MAX_GUARDED_PORTS, MAX_INSIDE, MAX_LADDERS, MAX_SOURCES, NO_END, PolicyHeader, PortIndex,
-    PortValue, Ruling, SOURCE_LOCAL, STEPS, SourceValue, Step,
+    MAX_GUARDED_PORTS, MAX_INSIDE, MAX_LADDERS, MAX_SOURCES, NO_END, PORT_ALIAS, PolicyHeader,
+    PortIndex, PortValue, Ruling, SOURCE_LOCAL, STEPS, SourceValue, Step,
 };
 pub use stats::{
     Budget, Counter, EVENT_BURST, EVENT_INTERVAL_NS, EVENTS_PER_SECOND, EventCounter, MAX_TALLIES,

@@ -62,12 +62,16 @@ impl PolicyHeader {
 /// The place of a guarded port in a row of ladders.
 pub type PortIndex = u32;
 
+/// Not guarded by itself: a container engine's forwarder leads from it to the guarded port with the same index.
+pub const PORT_ALIAS: u32 = 1;
+
 /// Value of `PORTS`. 8 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PortValue {
     pub index: PortIndex,
-    pub reserved: u32,
+    /// `PORT_*`: for the control plane; to a packet an alias is as good as the port itself.
+    pub flags: u32,
 }
 
 const _: () = assert!(size_of::<PortValue>() == 8);
@@ -203,7 +207,7 @@ mod tests {
             generation: 0, observe_until_ns: 8, instance: 16, since_ns: 24, flags: 32,
             port_count: 36, abi_version: 40, rule_count: 44, reserved: 48,
         });
-        layout!(PortValue, size 8, align 4, { index: 0, reserved: 4 });
+        layout!(PortValue, size 8, align 4, { index: 0, flags: 4 });
         layout!(SourceValue, size 8, align 4, { row: 0, flags: 4 });
         layout!(Step, size 16, align 8, { until_ns: 0, ruling: 8, reserved: 12 });
         layout!(Ladder, size 64, align 8, { steps: 0 });
@@ -213,7 +217,7 @@ mod tests {
     fn numbers_are_pinned() {
         assert_eq!([FLAG_FORWARDED, FLAG_BACKSTOP, FLAG_GUARDS_TCP, FLAG_GUARDS_UDP], [1, 2, 4, 8]);
         assert_eq!(FLAG_REJECT, 16);
-        assert_eq!(SOURCE_LOCAL, 1);
+        assert_eq!((SOURCE_LOCAL, PORT_ALIAS), (1, 1));
         let rulings = [Ruling::NoRule, Ruling::Allow, Ruling::Deny, Ruling::Local];
         assert_eq!(rulings.map(|ruling| ruling as u32), [0, 1, 2, 3]);
         for ruling in rulings {

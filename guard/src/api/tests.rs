@@ -66,6 +66,7 @@ impl Control for Fake {
             generation: Some(1),
             daemon: Some(1),
             ports: vec!["11434".into()],
+            published: Vec::new(),
             interfaces: Vec::new(),
             backstop: BackstopStatus { attached: true, scope: "root".into(), path: None },
             outlives_daemon: true,

@@ -13,7 +13,7 @@ impl Tables {
     /// guarded.
     #[must_use]
     pub fn ruling(&self, source: IpAddr, port: GuardedPort, now_ns: u64) -> Option<Ruling> {
-        let index = *self.ports.get(&port)? as usize;
+        let index = *self.ports.get(&port).or_else(|| self.aliases.get(&port))? as usize;
         let row = self.entry(source).row as usize;
         // A row that is missing is read as "no rule", as an array in the kernel reads: closed.
         let ladder = self.ladders.get(row * self.ports.len() + index).copied().unwrap_or_default();

@@ -1,4 +1,8 @@
-use proptest::{collection::vec, prelude::*, sample::select};
+use proptest::{
+    collection::{btree_map, vec},
+    prelude::*,
+    sample::select,
+};
 
 use guard_common::packet::Protocol;
 
@@ -44,7 +48,8 @@ fn bits_of(address: IpAddr) -> u8 {
 
 fn ruling(tables: &Tables, address: IpAddr, port: GuardedPort, now_ns: u64) -> Ruling {
     let row = lookup(tables, address).row as usize;
-    let ladder = row * tables.ports.len() + tables.ports[&port] as usize;
+    let index = tables.port_values()[&port].index;
+    let ladder = row * tables.ports.len() + index as usize;
     tables.ladders[ladder].at(|| now_ns)
 }
 
@@ -85,6 +90,49 @@ fn without_rules_only_loopback_is_let_in() {
     for address in ["192.0.2.1", "::2", "::"] {
         assert_eq!(lookup(&tables, ip(address)), SourceValue::default());
     }
+}
+
+#[test]
+fn an_alias_has_the_rules_of_the_port_it_leads_to() {
+    let only_there =
+        InputRule { ports: vec![tcp(11434)], ..typed(1, Action::Allow, "192.0.2.7/32", NO_END) };
+    let other = InputRule { ports: vec![tcp(80)], ..typed(2, Action::Allow, "192.0.2.8/32", 10) };
+    let input = Input {
+        ports: vec![tcp(80), tcp(11434)],
+        aliases: BTreeMap::from([
+            (tcp(8081), tcp(11434)),
+            // Guarded by itself, and leading to what is not guarded.
+            (tcp(80), tcp(11434)),
+            (tcp(8082), tcp(443)),
+        ]),
+        rules: vec![only_there, other],
+        ..Input::default()
+    };
+    let tables = compile(&input).unwrap();
+    assert_eq!(tables.aliases, BTreeMap::from([(tcp(8081), tables.ports[&tcp(11434)])]));
+    let value = PortValue { index: tables.ports[&tcp(11434)], flags: PORT_ALIAS };
+    assert_eq!(tables.port_values()[&tcp(8081)], value);
+    assert_eq!(tables.port_values().len(), 3);
+    for (address, port, wanted, by) in [
+        ("192.0.2.7", 8081, Ruling::Allow, Some(1)),
+        ("192.0.2.7", 80, Ruling::NoRule, None),
+        ("192.0.2.8", 8081, Ruling::NoRule, None),
+        ("192.0.2.8", 80, Ruling::Allow, Some(2)),
+    ] {
+        assert_eq!(ruling(&tables, ip(address), tcp(port), 0), wanted, "{address} {port}");
+        let answer = resolve(&input, ip(address), tcp(port), 0);
+        assert_eq!(answer, (wanted, by.map(RuleId::command)), "{address} {port}");
+    }
+}
+
+#[test]
+fn aliases_take_the_room_of_ports() {
+    let ports: Vec<_> = (1..64).map(tcp).collect();
+    let mut input = Input { ports, ..Input::default() };
+    input.aliases.insert(tcp(8081), tcp(1));
+    assert_eq!(compile(&input).unwrap().aliases.len(), 1);
+    input.aliases.insert(tcp(8082), tcp(1));
+    assert_eq!(compile(&input), Err(CompileError::TooManyPorts { count: 65 }));
 }
 
 #[test]
@@ -367,16 +415,23 @@ fn any_rule() -> impl Strategy<Value = InputRule> {
 fn any_input() -> impl Strategy<Value = Input> {
     (
         select(vec![vec![tcp(2)], vec![tcp(3), tcp(1), tcp(1)], vec![tcp(1), tcp(2), tcp(3)]]),
+        any_aliases(),
         vec(any_rule(), 0..14),
         vec(any_prefix(), 0..4),
         vec(any_prefix(), 0..3),
     )
-        .prop_map(|(ports, mut rules, local, guests)| {
+        .prop_map(|(ports, aliases, mut rules, local, guests)| {
             for (number, rule) in (1..).zip(&mut rules) {
                 rule.id = RuleId::command(number);
             }
-            Input { ports, rules, local, guests, ..Input::default() }
+            Input { ports, aliases, rules, local, guests, ..Input::default() }
         })
+}
+
+/// From ports that are guarded, and ports that are not, to the same.
+fn any_aliases() -> impl Strategy<Value = BTreeMap<GuardedPort, GuardedPort>> {
+    let port = || (1..6u16).prop_map(tcp);
+    btree_map(port(), port(), 0..3)
 }
 
 /// The first and last address of every prefix, and their neighbours outside.
@@ -432,6 +487,11 @@ proptest! {
                         );
                     }
                 }
+                for (alias, to) in &input.aliases {
+                    let is_one = input.ports.contains(to) && !input.ports.contains(alias);
+                    let index = is_one.then(|| tables.ports[to]);
+                    prop_assert_eq!(tables.aliases.get(alias).copied(), index, "{}", alias);
+                }
                 let none = vec![Ladder::always(Ruling::NoRule); tables.ports.len()];
                 prop_assert_eq!(&tables.ladders[..none.len()], &none[..]);
                 prop_assert_eq!(tables.ladders.len() % none.len(), 0);
@@ -465,6 +525,10 @@ proptest! {
         for address in addresses(&input) {
             for (port, now_ns) in [(tcp(1), 0), (tcp(2), 10), (tcp(3), 25)] {
                 let (answer, id) = resolve(&input, address, port, now_ns);
+                let port = match input.aliases.get(&port) {
+                    Some(to) if !input.ports.contains(&port) => *to,
+                    _ => port,
+                };
                 prop_assert_eq!(answer, oracle(&input, address, port, now_ns));
                 match (answer, id) {
                     (Ruling::Allow | Ruling::Deny, Some(id)) => {

@@ -50,7 +50,7 @@ impl Engine {
         if now_ns < header.observe_until_ns {
             return Ok(Cut::default());
         }
-        let ports: Vec<_> = tables.ports.keys().copied().collect();
+        let ports = tables.every_port();
         Ok(open::cut(&Search {
             ports: &ports,
             elsewhere: &self.elsewhere()?,

@@ -11,6 +11,7 @@ use crate::{
     config::{Config, LocalSources},
     control::Failure,
     host::{
+        forwarders::{self, Published},
         interfaces::{self, Address, Class, Interface, LanPrefixes, Snapshot},
         netlink,
     },
@@ -27,15 +28,18 @@ pub struct Facts {
     /// Its containers' where the configuration does not.
     pub guests: Vec<IpNet>,
     pub lan: LanPrefixes,
+    /// The ports that container engines' forwarders publish.
+    pub published: Vec<Published>,
     /// What is attached where, by interface index.
     pub seen: HashMap<u32, Seen>,
 }
 
 impl Facts {
-    /// Asks netlink, in the network namespace of the calling thread. Must not be called within a runtime.
+    /// Asks netlink and looks through processes, in the network namespace of the calling thread. Must not be called within a
+    /// runtime.
     ///
     /// # Errors
-    /// When netlink does not answer.
+    /// When netlink does not answer, or processes can't be listed.
     pub fn gather(config: &Config) -> Result<Self, Failure> {
         let failed = |what: &str, error: &dyn std::fmt::Display| {
             Failure::failed(
@@ -64,10 +68,13 @@ impl Facts {
                 LocalSources::Host => interfaces::local_sources(&snapshot, &interfaces, false),
             };
             guests.retain(|prefix| !local.contains(prefix));
+            let published = forwarders::find()
+                .map_err(|error| failed("published ports could not be looked for", &error))?;
             Ok(Self {
                 local,
                 guests,
                 lan: interfaces::lan(&snapshot, &interfaces),
+                published,
                 seen,
                 interfaces,
                 snapshot,

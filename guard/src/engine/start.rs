@@ -50,7 +50,7 @@ impl Engine {
         let tables = compile::compile(&input)?;
         check_sessions(&self.newly_guarded(&settings)?, &tables, &settings, yes)?;
         let peers = peers_cut(&tables, &settings);
-        let exposed = sockets::listeners(&input.ports);
+        let exposed = sockets::listeners(&input.every_port());
 
         let loaded = load::load(&self.pins)?;
         self.maps = Some(PolicyMaps::open(&self.pins)?);
@@ -150,7 +150,7 @@ pub fn reserve_ports(settings: &Settings, state: &mut State) -> Option<String> {
 
 /// The connections of outsiders that the policy will stop.
 fn peers_cut(tables: &Tables, settings: &Settings) -> Vec<Peer> {
-    let ports: Vec<GuardedPort> = tables.ports.keys().copied().collect();
+    let ports: Vec<GuardedPort> = tables.every_port();
     let now_ns = probe::boot_ns();
     let is_stopped = |source, port| tables.stops(source, port, now_ns);
     let elsewhere = cutting::planned(settings).unwrap_or_else(|failure| {

@@ -4,10 +4,11 @@ use guard_common::abi::NO_END;
 
 use super::{Engine, Facts, coverage, probe};
 use crate::{
-    control::{BackstopStatus, Enforcement, EventTotals, Failure, Mode, Status},
+    control::{BackstopStatus, Enforcement, EventTotals, Failure, Mode, PublishedPort, Status},
     events::BootClock,
-    host::cgroup::Scope,
-    kernel::{attach, counters::Counters, links},
+    host::{cgroup::Scope, forwarders},
+    kernel::{KernelError, attach, counters::Counters, links, tables::PolicyMaps},
+    rule::GuardedPort,
 };
 
 /// # Errors
@@ -16,12 +17,7 @@ pub fn status(engine: &Engine) -> Result<Status, Failure> {
     let config = &engine.settings.config;
     let facts = Facts::gather(config)?;
     let links = links::ours(&engine.pins)?;
-    let header = engine
-        .maps
-        .as_ref()
-        .map(super::super::kernel::tables::PolicyMaps::header)
-        .transpose()?
-        .flatten();
+    let header = engine.maps.as_ref().map(PolicyMaps::header).transpose()?.flatten();
     let (interfaces, uncovered) = coverage::report(&engine.pins, config, &facts, &links)?;
     let backstop = backstop(engine, attach::backstop(&links));
 
@@ -44,6 +40,9 @@ pub fn status(engine: &Engine) -> Result<Status, Failure> {
     if engine.pins.are_complete() != engine.maps.is_some() {
         missing.push("some of guard's pins are missing: `guard run` makes them anew".to_owned());
     }
+    let policy = engine.policy(&engine.settings, &engine.state)?;
+    let (published, open) = published(engine, &facts, &policy.ports)?;
+    missing.extend(open);
 
     let now_ns = probe::boot_ns();
     let observe_until_ns = header.map_or(0, |header| header.observe_until_ns);
@@ -56,7 +55,6 @@ pub fn status(engine: &Engine) -> Result<Status, Failure> {
         (true, true, true) => Enforcement::Observe,
         (true, true, false) => Enforcement::Full,
     };
-    let policy = engine.policy(&engine.settings, &engine.state)?;
     let counters = engine.maps.is_some().then(|| Counters::open(&engine.pins)).transpose()?;
     Ok(Status {
         enforcement,
@@ -68,6 +66,7 @@ pub fn status(engine: &Engine) -> Result<Status, Failure> {
         generation: header.map(|header| header.generation),
         daemon: engine.is_daemon.then(std::process::id),
         ports: policy.ports.iter().map(ToString::to_string).collect(),
+        published,
         interfaces,
         backstop,
         outlives_daemon: engine.mortal.is_none(),
@@ -81,6 +80,38 @@ pub fn status(engine: &Engine) -> Result<Status, Failure> {
         events: counters.as_ref().map_or_else(|| Ok(EventTotals::default()), Counters::events)?,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     })
+}
+
+/// The published ports that are guarded, as the kernel says, and one sentence for each that should be and is not.
+fn published(
+    engine: &Engine,
+    facts: &Facts,
+    guarded: &[GuardedPort],
+) -> Result<(Vec<PublishedPort>, Vec<String>), KernelError> {
+    let Some(maps) = &engine.maps else {
+        return Ok((Vec::new(), Vec::new()));
+    };
+    let in_force = maps.aliases_in_force()?;
+    let found = forwarders::aliases(&facts.published, guarded);
+    let published = in_force
+        .iter()
+        .map(|(port, to)| PublishedPort {
+            port: port.to_string(),
+            to: to.to_string(),
+            by: found.taken.get(port).map(|alias| alias.forwarder.to_owned()),
+        })
+        .collect();
+    let not_yet = found.taken.iter().filter(|(port, alias)| in_force.get(port) != Some(&alias.to));
+    let open = not_yet
+        .map(|(port, alias)| {
+            format!(
+                "port {port}, published by {}, leads to {} and is not guarded yet: a daemon does that within a second, `guard reload` at once",
+                alias.forwarder, alias.to
+            )
+        })
+        .chain(found.left_out)
+        .collect();
+    Ok((published, open))
 }
 
 /// The scope of a backstop that judges every socket of the machine.

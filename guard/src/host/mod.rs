@@ -3,6 +3,7 @@
 
 pub mod bpffs;
 pub mod cgroup;
+pub mod forwarders;
 pub mod interfaces;
 pub mod netlink;
 pub mod netns;

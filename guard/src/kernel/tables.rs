@@ -6,8 +6,8 @@ use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key};
 use guard_common::{
     abi::{
         ABI_VERSION, InsideKey, Ladder, MAX_GUARDED_PORTS, MAX_INSIDE, MAX_LADDERS, MAX_SOURCES,
-        POLICY_SLOTS, PORT_WORDS, PolicyHeader, PortIndex, PortKey, PortValue, SourceKey,
-        SourceValue, map, port_word,
+        POLICY_SLOTS, PORT_ALIAS, PORT_WORDS, PolicyHeader, PortIndex, PortKey, PortValue,
+        SourceKey, SourceValue, map, port_word,
     },
     packet::Protocol,
 };
@@ -42,6 +42,8 @@ pub struct Terms {
     pub flags: u32,
     pub rule_count: u32,
 }
+
+type Indices = BTreeMap<GuardedPort, PortIndex>;
 
 /// Names a map where one of its operations fails.
 fn failed(name: &'static str, what: &'static str) -> impl Fn(MapError) -> KernelError {
@@ -119,7 +121,23 @@ impl PolicyMaps {
         let Some(slot) = self.active_slot()? else {
             return Ok(Vec::new());
         };
-        Ok(self.read_ports(slot)?.into_keys().collect())
+        Ok(self.read_ports(slot)?.0.into_keys().collect())
+    }
+
+    /// The aliases in force, each with the guarded port it leads to.
+    ///
+    /// # Errors
+    /// When a map can't be read.
+    pub fn aliases_in_force(&self) -> Result<BTreeMap<GuardedPort, GuardedPort>, KernelError> {
+        let Some(slot) = self.active_slot()? else {
+            return Ok(BTreeMap::new());
+        };
+        let (ports, aliases) = self.read_ports(slot)?;
+        let guarded = |index| ports.iter().find(|(_, own)| **own == index).map(|(port, _)| *port);
+        Ok(aliases
+            .into_iter()
+            .filter_map(|(alias, index)| Some((alias, guarded(index)?)))
+            .collect())
     }
 
     /// Puts a policy in force, whole: every packet is judged by the one before or by this one. Returns its generation.
@@ -191,10 +209,9 @@ impl PolicyMaps {
                 Err(error) => return Err(failed(map::PORTS, "written")(error)),
             }
         }
-        for (port, index) in &plan.put_ports {
-            let value = PortValue { index: *index, reserved: 0 };
+        for (port, value) in &plan.put_ports {
             self.ports
-                .insert(port_key(slot, *port), value, 0)
+                .insert(port_key(slot, *port), *value, 0)
                 .map_err(failed(map::PORTS, "written"))?;
         }
         for (index, ladder) in &plan.put_ladders {
@@ -220,7 +237,8 @@ impl PolicyMaps {
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             let first = port_word(slot, protocol, 0);
             let mut words = [0_u64; PORT_WORDS as usize];
-            for port in wanted.ports.keys().filter(|port| port.protocol == protocol) {
+            let guarded = wanted.ports.keys().chain(wanted.aliases.keys());
+            for port in guarded.filter(|port| port.protocol == protocol) {
                 words[usize::from(port.number >> 6)] |= 1 << (port.number & 63);
             }
             for (index, word) in (first..).zip(words) {
@@ -235,15 +253,18 @@ impl PolicyMaps {
         Ok(())
     }
 
-    fn read_ports(&self, slot: u32) -> Result<BTreeMap<GuardedPort, PortIndex>, KernelError> {
-        let mut ports = BTreeMap::new();
+    /// The guarded ports, and their aliases.
+    fn read_ports(&self, slot: u32) -> Result<(Indices, Indices), KernelError> {
+        let (mut ports, mut aliases) = (Indices::new(), Indices::new());
         for entry in &self.ports {
             let (key, value) = entry.map_err(failed(map::PORTS, "read"))?;
             if let (true, Some(protocol)) = (key.slot() == slot, key.protocol()) {
-                ports.insert(GuardedPort { protocol, number: key.port() }, value.index);
+                let is_alias = value.flags & PORT_ALIAS != 0;
+                let indices = if is_alias { &mut aliases } else { &mut ports };
+                indices.insert(GuardedPort { protocol, number: key.port() }, value.index);
             }
         }
-        Ok(ports)
+        Ok((ports, aliases))
     }
 
     fn read_inside(&self, slot: u32) -> Result<BTreeSet<u32>, KernelError> {
@@ -253,11 +274,9 @@ impl PolicyMaps {
     }
 
     fn read_slot(&self, slot: u32) -> Result<Tables, KernelError> {
-        let mut tables = Tables {
-            ports: self.read_ports(slot)?,
-            inside: self.read_inside(slot)?,
-            ..Tables::default()
-        };
+        let (ports, aliases) = self.read_ports(slot)?;
+        let inside = self.read_inside(slot)?;
+        let mut tables = Tables { ports, aliases, inside, ..Tables::default() };
         for entry in &self.sources {
             let (key, value) = entry.map_err(failed(map::SOURCES, "read"))?;
             let (bits, key) = (key.prefix_len(), key.data());
@@ -282,7 +301,7 @@ impl PolicyMaps {
 
 fn check_room(wanted: &Tables) -> Result<(), KernelError> {
     let rooms = [
-        ("guarded ports", wanted.ports.len(), MAX_GUARDED_PORTS as usize),
+        ("guarded ports", wanted.ports.len() + wanted.aliases.len(), MAX_GUARDED_PORTS as usize),
         ("combinations of rules", wanted.ladders.len(), MAX_LADDERS as usize),
         ("local bridges and containers' interfaces", wanted.inside.len(), MAX_INSIDE as usize),
         ("prefixes", wanted.sources.len(), (MAX_SOURCES / POLICY_SLOTS) as usize),

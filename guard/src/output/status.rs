@@ -1,7 +1,9 @@
 //! `guard status`: how much of the promise is in force.
 
 use super::text::{Page, View, bytes, columns, count, escaped, is_or_are, ports};
-use crate::control::{BackstopStatus, CounterView, Enforcement, InterfaceStatus, Mode, Status};
+use crate::control::{
+    BackstopStatus, CounterView, Enforcement, InterfaceStatus, Mode, PublishedPort, Status,
+};
 
 /// The whole answer. The first line says it all.
 #[must_use]
@@ -14,6 +16,9 @@ pub fn status(status: &Status, view: &View) -> String {
     let mut facts = interfaces(&status.interfaces);
     facts.push(vec!["backstop".to_owned(), backstop(&status.backstop)]);
     page.block(&columns(&facts));
+    for published in &status.published {
+        page.line(published_port(published));
+    }
     page.line(rules(status));
     for wide in &status.wide_rules {
         page.line(format!("{} {}", view.notable("very wide:"), escaped(wide)));
@@ -103,6 +108,13 @@ fn interface(interface: &InterfaceStatus) -> Vec<String> {
         interface.hook.as_deref().map_or_else(|| "no hook".to_owned(), escaped),
         interface.note.as_deref().map(escaped).unwrap_or_default(),
     ]
+}
+
+/// `published: 8081 leads to 11434 (docker-proxy), and is guarded too`
+fn published_port(published: &PublishedPort) -> String {
+    let by = published.by.as_deref().map_or_else(String::new, |by| format!(" ({})", escaped(by)));
+    let (port, to) = (escaped(&published.port), escaped(&published.to));
+    format!("published: {port} leads to {to}{by}, and is guarded too")
 }
 
 /// Where the backstop stands, in a few words.
@@ -199,6 +211,7 @@ pub(crate) mod tests {
             generation: Some(7),
             daemon: Some(812),
             ports: vec!["11434".into()],
+            published: Vec::new(),
             interfaces: vec![
                 InterfaceStatus {
                     name: "eth0".into(),
@@ -330,6 +343,28 @@ pub(crate) mod tests {
         assert!(
             status(&observing, &view())
                 .starts_with("observing, and a part is missing: TCP 11434 is open to everyone\n")
+        );
+    }
+
+    #[test]
+    fn published_ports_are_named_with_the_port_they_lead_to() {
+        let port = |port: &str, by: Option<&str>| PublishedPort {
+            port: port.into(),
+            to: "11434".into(),
+            by: by.map(str::to_owned),
+        };
+        let published = Status {
+            published: vec![port("8081", Some("docker-proxy")), port("8082", None)],
+            ..example()
+        };
+        let text = status(&published, &view());
+        assert!(
+            text.contains(
+                "published: 8081 leads to 11434 (docker-proxy), and is guarded too\n\
+                 published: 8082 leads to 11434, and is guarded too\n\
+                 2 rules in force"
+            ),
+            "{text}"
         );
     }
 

@@ -1,5 +1,7 @@
 //! The service that the end-to-end tests guard: `guard-lab ADDRESS CGROUP JOURNAL SERVICE`.
 //!
+//! Under the name of a container engine's forwarder it takes that one's command line, and relays TCP.
+//!
 //! It joins the cgroup, binds, says `ready`, writes a line to the journal for each connection or datagram, and ends
 //! with its standard input, so that it never outlives the test that started it.
 
@@ -7,10 +9,10 @@ use std::{
     fs::{self, File},
     io::{self, Read, Write},
     mem::MaybeUninit,
-    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::FromRawFd,
     path::Path,
-    process,
+    process::{self, Command, Stdio},
     sync::Arc,
     thread,
     time::Duration,
@@ -27,7 +29,14 @@ use socket2::{Domain, Protocol, Socket, Type};
 const BETWEEN_TOKENS: Duration = Duration::from_millis(5);
 
 fn main() -> Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mut arguments = std::env::args();
+    let own_path = arguments.next().unwrap_or_default();
+    let arguments: Vec<String> = arguments.collect();
+    match Path::new(&own_path).file_name().and_then(|name| name.to_str()) {
+        Some("guard-lab") | None => {}
+        Some("rootlessport") => return forward_as_told(),
+        Some(_) => return forward_as_docker_proxy(&arguments),
+    }
     let [address, cgroup, journal, service, peer @ ..] = arguments.as_slice() else {
         bail!("usage: guard-lab ADDRESS CGROUP JOURNAL SERVICE [PEER]");
     };
@@ -71,6 +80,73 @@ fn parse(address: &str) -> Result<SocketAddr> {
 fn inherited() -> TcpListener {
     // SAFETY: who starts this service hands over a listening socket there, and nothing else here knows of it.
     unsafe { TcpListener::from_raw_fd(INHERITED) }
+}
+
+/// `docker-proxy -host-ip A -host-port P -container-ip A -container-port P`
+fn forward_as_docker_proxy(arguments: &[String]) -> Result<()> {
+    let value = |flag: &str| {
+        let place = arguments.iter().position(|argument| argument == flag);
+        let value = place.and_then(|place| arguments.get(place + 1));
+        value.with_context(|| format!("{flag} is missing"))
+    };
+    let address = |ip: &str, port: &str| -> Result<SocketAddr> {
+        Ok((value(ip)?.parse::<IpAddr>()?, value(port)?.parse::<u16>()?).into())
+    };
+    let listens = address("-host-ip", "-host-port")?;
+    let to = address("-container-ip", "-container-port")?;
+    end_with_standard_input();
+    forward(listens, to)
+}
+
+/// Standard input says `ADDRESS TO NETNS`, and a child waits in that network namespace.
+fn forward_as_told() -> Result<()> {
+    let mut orders = String::new();
+    io::stdin().read_line(&mut orders)?;
+    let words: Vec<&str> = orders.split_whitespace().collect();
+    let [listens, to, netns] = words[..] else { bail!("{orders:?} is no order") };
+    // `cat` ends with its standard input: with this process, however that ends.
+    let mut inside = Command::new("nsenter")
+        .args([&format!("--net={netns}"), "cat"])
+        .stdin(Stdio::piped())
+        .spawn()?;
+    let (listens, to) = (listens.parse()?, to.parse()?);
+    thread::spawn(move || {
+        let _ = io::stdin().read_to_end(&mut Vec::new());
+        drop(inside.stdin.take());
+        let _ = inside.wait();
+        process::exit(0);
+    });
+    forward(listens, to)
+}
+
+/// Relays every connection. An IPv6 socket takes IPv6 only, since another process has the port's IPv4.
+fn forward(listens: SocketAddr, to: SocketAddr) -> Result<()> {
+    let socket = Socket::new(Domain::for_address(listens), Type::STREAM, None)?;
+    if listens.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.bind(&listens.into()).with_context(|| format!("{listens} can't be bound"))?;
+    socket.listen(1024)?;
+    say_ready()?;
+    let listener = TcpListener::from(socket);
+    loop {
+        let (client, _) = listener.accept()?;
+        // A connection that ends in the middle is its caller's business.
+        thread::spawn(move || relay(&client, &TcpStream::connect(to)?));
+    }
+}
+
+fn relay(client: &TcpStream, server: &TcpStream) -> io::Result<()> {
+    thread::scope(|scope| {
+        scope.spawn(|| pass_on(server, client));
+        pass_on(client, server)
+    })
+}
+
+fn pass_on(mut from: &TcpStream, mut to: &TcpStream) -> io::Result<()> {
+    io::copy(&mut from, &mut to)?;
+    to.shutdown(Shutdown::Write)
 }
 
 fn end_with_standard_input() {
