@@ -8,11 +8,12 @@ use aya_ebpf::{
 use guard_common::{
     abi::{
         Budget, Counter, EVENT_RING_BYTES, EventCounter, Explained, FLAG_BACKSTOP, FLAG_FORWARDED,
-        FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, Ladder, MAX_GUARDED_PORTS, MAX_LADDERS, MAX_SOURCES,
-        MAX_TALLIES, NO_END, POLICY_SLOTS, PORT_WORDS, PolicyHeader, PortIndex, PortKey, PortValue,
-        Ruling, SourceKey, SourceValue, Tally, TallyKey, counter_slots, port_word,
+        FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, FlowKey, LOOPBACK_IFINDEX, Ladder, MAX_GUARDED_PORTS,
+        MAX_LADDERS, MAX_SOURCES, MAX_TALLIES, MAX_VIA_INDICES, MAX_VOUCHED, NO_END, POLICY_SLOTS,
+        PORT_WORDS, PolicyHeader, PortIndex, PortKey, PortValue, Ruling, SourceKey, SourceValue,
+        Tally, TallyKey, VOUCH_INTERVAL_NS, VOUCH_SPAN_NS, ViaKey, counter_slots, port_word,
     },
-    packet::{AddressBytes, Family, Protocol},
+    packet::{AddressBytes, Family, Packet, Protocol},
     rules::Rules,
 };
 
@@ -29,6 +30,10 @@ static PORTS: HashMap<PortKey, PortValue> =
 static SOURCES: LpmTrie<SourceKey, SourceValue> = LpmTrie::with_max_entries(MAX_SOURCES, 0);
 #[map]
 static LADDERS: Array<Ladder> = Array::with_max_entries(POLICY_SLOTS * MAX_LADDERS, 0);
+#[map]
+static VIAS: HashMap<ViaKey, u32> = HashMap::with_max_entries(MAX_VIA_INDICES, 0);
+#[map]
+static VOUCHED: LruHashMap<FlowKey, u64> = LruHashMap::with_max_entries(MAX_VOUCHED, 0);
 #[map]
 pub static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(counter_slots(), 0);
 #[map]
@@ -54,16 +59,75 @@ pub fn boot_ns() -> u64 {
 pub struct InForce {
     slot: u32,
     header: &'static PolicyHeader,
+    /// The interface whose hook asks; [`AT_SOCKET`] for the backstop.
+    ifindex: u32,
 }
 
+/// No interface has this index.
+const AT_SOCKET: u32 = 0;
+
 impl InForce {
-    /// `None` until a policy has been put in force.
+    /// For a packet that came by this interface. `None` until a policy has been put in force.
     #[inline(always)]
-    pub fn now() -> Option<Self> {
+    pub fn by(ifindex: u32) -> Option<Self> {
         let slot = ACTIVE.get(0)?.checked_sub(1)?;
         let header = POLICY.get(slot)?;
-        Some(Self { slot, header })
+        Some(Self { slot, header, ifindex })
     }
+
+    /// For a packet at its socket, where nothing says by which interface it came.
+    #[inline(always)]
+    pub fn at_socket() -> Option<Self> {
+        Self::by(AT_SOCKET)
+    }
+
+    /// A NIC's program is never attached to loopback, so this is a test run.
+    #[inline(always)]
+    fn is_test_run(&self) -> bool {
+        self.ifindex == LOOPBACK_IFINDEX
+    }
+
+    /// The column to read in, see [`PolicyHeader::columns`].
+    #[inline(always)]
+    fn column(&self) -> u32 {
+        if self.header.columns <= 1 {
+            return 0;
+        }
+        if self.ifindex == AT_SOCKET {
+            return self.header.columns - 1;
+        }
+        let ifindex = if self.is_test_run() {
+            EXPLAINED.get(0).map_or(0, |asked| asked.ifindex)
+        } else {
+            self.ifindex
+        };
+        // SAFETY: this slot's entries are not written while a packet can hold it.
+        unsafe { VIAS.get(ViaKey { slot: self.slot, ifindex }) }.copied().unwrap_or(0)
+    }
+}
+
+/// Tells the backstop that a NIC's hook has let a packet of this flow in.
+#[inline(always)]
+fn vouch(packet: &Packet) {
+    let key = FlowKey::of(packet);
+    let now_ns = boot_ns();
+    // SAFETY: the time is one word, written whole. An LRU entry's memory may become another flow's meanwhile: at worst
+    // this one is not written again for a second more, and its span has room for that.
+    let is_recent = unsafe { VOUCHED.get(key) }
+        .is_some_and(|last_ns| now_ns.saturating_sub(*last_ns) < VOUCH_INTERVAL_NS);
+    if !is_recent {
+        // Without room the backstop drops the packet: closed.
+        let _ = VOUCHED.insert(key, now_ns, 0);
+    }
+}
+
+/// Whether a NIC's hook has let a packet of this flow in a moment ago.
+#[inline(always)]
+fn is_vouched_for(packet: &Packet) -> bool {
+    // SAFETY: the time is one word, written whole. An LRU entry's memory may become another flow's meanwhile: that a
+    // NIC's hook has let in too, by the same kind of rule.
+    unsafe { VOUCHED.get(FlowKey::of(packet)) }
+        .is_some_and(|last_ns| boot_ns().saturating_sub(*last_ns) < VOUCH_SPAN_NS)
 }
 
 impl Rules for InForce {
@@ -102,14 +166,26 @@ impl Rules for InForce {
     }
 
     #[inline(always)]
-    fn ruling(&self, value: SourceValue, port: PortIndex) -> Ruling {
-        let index = value.row.wrapping_mul(self.header.port_count).wrapping_add(port);
+    fn ruling(&self, packet: &Packet, value: SourceValue, port: PortIndex) -> Ruling {
+        let place = value.row.wrapping_mul(self.header.port_count).wrapping_add(port);
+        let index = place.wrapping_mul(self.header.columns).wrapping_add(self.column());
         if index >= MAX_LADDERS {
             return Ruling::NoRule;
         }
-        LADDERS
+        let ruling = LADDERS
             .get(self.slot * MAX_LADDERS + index)
-            .map_or(Ruling::NoRule, |ladder| ladder.at(boot_ns))
+            .map_or(Ruling::NoRule, |ladder| ladder.at(boot_ns));
+        if !value.is_by_interface() {
+            return ruling;
+        }
+        match ruling {
+            Ruling::Allow if self.ifindex != AT_SOCKET && !self.is_test_run() => {
+                vouch(packet);
+                Ruling::Allow
+            }
+            Ruling::Vouched if is_vouched_for(packet) => Ruling::Allow,
+            other => other,
+        }
     }
 
     #[inline(always)]

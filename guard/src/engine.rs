@@ -10,12 +10,13 @@ mod start;
 mod status;
 
 use std::{
+    collections::BTreeSet,
     mem,
     path::{Path, PathBuf},
 };
 
 use guard_common::{
-    abi::{FLAG_BACKSTOP, FLAG_FORWARDED, FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, NO_END},
+    abi::{FLAG_BACKSTOP, FLAG_FORWARDED, FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, NO_END, Ruling},
     packet::Protocol,
     verdict::Hook,
 };
@@ -26,7 +27,7 @@ use self::{
     settings::Settings,
 };
 use crate::{
-    compile::{self, Input},
+    compile::{self, Input, Via},
     config::Forwarded,
     control::{
         AddRules, Change, Control, Explain, Explanation, Failure, Mode, PlaceVerdict, RemoveRules,
@@ -46,9 +47,12 @@ use crate::{
         probe,
         tables::{PolicyMaps, Terms},
     },
-    output::text::{count, count_of},
+    output::{
+        self,
+        text::{count, count_of},
+    },
     policy::{self, Clock, Policy, Sets},
-    rule::GuardedPort,
+    rule::{GuardedPort, InterfaceName},
     state::{RunFlags, State},
 };
 
@@ -147,7 +151,7 @@ impl Engine {
             notes.extend(failures);
         }
         let policy = self.policy(&self.settings, &self.state)?;
-        let input = self.input(&policy, &facts)?;
+        let input = self.input(&self.settings.clone(), &policy, &facts)?;
         if self.in_force.as_ref() != Some(&input) {
             let terms = self.terms(&input, &self.settings, &self.state)?;
             let generation = self.put(input, terms)?;
@@ -172,11 +176,23 @@ impl Engine {
         Ok(Policy::new(ports, [&settings.config.rules, &settings.flag_rules, &state.rules]))
     }
 
-    fn input(&mut self, policy: &Policy, facts: &Facts) -> Result<Input, Failure> {
+    fn input(
+        &mut self,
+        settings: &Settings,
+        policy: &Policy,
+        facts: &Facts,
+    ) -> Result<Input, Failure> {
         self.sets.complete(&policy.rules)?;
+        let rules = policy.input_rules(&self.sets, &facts.lan, &self.clock())?;
+        let names: BTreeSet<_> = rules.iter().filter_map(|rule| rule.via.clone()).collect();
+        let via = |name| Via {
+            indices: coverage::judged_at(&settings.config, facts, &name).unwrap_or_default(),
+            name,
+        };
         Ok(Input {
             ports: policy.ports.clone(),
-            rules: policy.input_rules(&self.sets, &facts.lan, &self.clock())?,
+            rules,
+            vias: names.into_iter().map(via).collect(),
             local: facts.local.clone(),
             guests: facts.guests.clone(),
         })
@@ -256,9 +272,17 @@ impl Engine {
         facts: &Facts,
     ) -> Result<Option<u64>, Failure> {
         let policy = self.policy(settings, state)?;
-        let input = self.input(&policy, facts)?;
+        let input = self.input(settings, &policy, facts)?;
         let terms = self.terms(&input, settings, state)?;
         self.put(input, terms)
+    }
+
+    fn views(&self, policy: &Policy, facts: &Facts) -> Vec<RuleView> {
+        let idle = |name: &InterfaceName| {
+            let unseen = coverage::judged_at(&self.settings.config, facts, name).err();
+            unseen.map(|unseen| unseen.to_string())
+        };
+        policy.views(&self.sets, &facts.lan, &self.clock(), idle)
     }
 
     fn changed(
@@ -287,7 +311,7 @@ impl Control for Engine {
         let facts = Facts::gather(&self.settings.config)?;
         let policy = self.policy(&self.settings, &self.state)?;
         self.sets.complete(&policy.rules)?;
-        Ok(policy.views(&self.sets, &facts.lan, &self.clock()))
+        Ok(self.views(&policy, &facts))
     }
 
     fn add_rules(&mut self, request: &AddRules) -> Result<Change, Failure> {
@@ -296,8 +320,11 @@ impl Control for Engine {
         let added = policy::add(&policy, request, &mut state, &self.clock())?;
         let generation = self.change(&self.settings.clone(), state)?;
         let all = self.rules()?;
-        let rules = all.into_iter().filter(|rule| added.ids.contains(&rule.id)).collect();
-        Ok(self.changed(generation, rules, added.notes))
+        let rules: Vec<RuleView> =
+            all.into_iter().filter(|rule| added.ids.contains(&rule.id)).collect();
+        let mut notes = added.notes;
+        notes.extend(rules.iter().filter_map(output::idle));
+        Ok(self.changed(generation, rules, notes))
     }
 
     fn remove_rules(&mut self, request: &RemoveRules) -> Result<Change, Failure> {
@@ -334,19 +361,14 @@ impl Control for Engine {
         }
         let facts = Facts::gather(&self.settings.config)?;
         let policy = self.policy(&self.settings, &self.state)?;
-        let input = self.input(&policy, &facts)?;
+        let input = self.input(&self.settings.clone(), &policy, &facts)?;
         let port: GuardedPort = match &request.port {
             Some(text) => text.parse()?,
             None => *policy.ports.first().ok_or(KernelError::NotLoaded)?,
         };
         let source = request.source.to_canonical();
-        let (_, decisive) = compile::resolve(&input, source, port, probe::boot_ns());
-        let decisive = decisive.and_then(|id| {
-            policy
-                .views(&self.sets, &facts.lan, &self.clock())
-                .into_iter()
-                .find(|view| view.id == id)
-        });
+        let views = self.views(&policy, &facts);
+        let now_ns = probe::boot_ns();
 
         let mut oracle = Oracle::open(&self.pins)?;
         let mut places = Vec::new();
@@ -358,24 +380,32 @@ impl Control for Engine {
             let destination = facts
                 .own_address(source, interface.index)
                 .unwrap_or_else(|| documentation_address(source));
-            places.push((interface.name, hook, destination));
+            places.push((interface.name, hook, interface.index, destination));
         }
         if attach::backstop(&links::ours(&self.pins)?).is_some() {
             let destination =
                 facts.any_own_address(source).unwrap_or_else(|| documentation_address(source));
-            places.push(("socket".to_owned(), Hook::Cgroup, destination));
+            places.push(("socket".to_owned(), Hook::Cgroup, 0, destination));
         }
         let places = places
             .into_iter()
-            .map(|(place, hook, destination)| {
-                let answer = oracle.ask(hook, &Question { source, destination, port })?;
+            .map(|(place, hook, ifindex, destination)| {
+                let question = Question { source, destination, port, ifindex };
+                let answer = oracle.ask(hook, &question)?;
                 let by_rule = answer.is_some_and(|(_, reason)| reason.is_by_rule());
+                let (ruling, decisive) = match hook {
+                    Hook::Cgroup => compile::resolve_at_socket(&input, source, port, now_ns),
+                    _ => compile::resolve_by(&input, source, port, Some(ifindex), now_ns),
+                };
                 Ok(PlaceVerdict {
                     place,
                     hook: hook.name().to_owned(),
                     verdict: answer.map_or("not-guarded", |(verdict, _)| verdict.name()).to_owned(),
                     reason: answer.map(|(_, reason)| reason.name().to_owned()),
-                    rule: decisive.clone().filter(|_| by_rule),
+                    rule: decisive
+                        .filter(|_| by_rule)
+                        .and_then(|id| views.iter().find(|view| view.id == id).cloned()),
+                    by_interface: ruling == Ruling::Vouched,
                 })
             })
             .collect::<Result<_, KernelError>>()?;
@@ -404,6 +434,7 @@ impl Control for Engine {
             notes.extend(coverage::cover(&self.pins, &self.settings.config, &facts)?);
         }
         let rules = self.rules()?;
+        notes.extend(rules.iter().filter_map(output::idle));
         Ok(self.changed(generation, rules, notes))
     }
 
@@ -455,7 +486,7 @@ impl Engine {
     fn change_settings(&mut self, settings: &Settings) -> Result<Option<u64>, Failure> {
         let facts = Facts::gather(&settings.config)?;
         let policy = self.policy(settings, &self.state)?;
-        let input = self.input(&policy, &facts)?;
+        let input = self.input(settings, &policy, &facts)?;
         if self.maps.is_some() {
             start::check_sessions(&self.newly_guarded(settings)?, &input, false)?;
         }

@@ -20,6 +20,10 @@ pub struct Plan {
     pub remove_ports: Vec<GuardedPort>,
     /// New ports, and ports whose index changes.
     pub put_ports: Vec<(GuardedPort, PortIndex)>,
+    /// By the index of the interface.
+    pub remove_vias: Vec<u32>,
+    /// New interfaces, and interfaces whose column changes.
+    pub put_vias: Vec<(u32, u32)>,
     /// By index within the slot. Ladders beyond the wanted ones stay as they are: no entry leads to them.
     pub put_ladders: Vec<(u32, Ladder)>,
 }
@@ -40,6 +44,8 @@ pub fn plan(current: &Tables, wanted: &Tables) -> Plan {
         put_sources: new_or_changed(&current.sources, &wanted.sources),
         remove_ports: gone(&current.ports, &wanted.ports),
         put_ports: new_or_changed(&current.ports, &wanted.ports),
+        remove_vias: gone(&current.vias, &wanted.vias),
+        put_vias: new_or_changed(&current.vias, &wanted.vias),
         put_ladders: (0..)
             .zip(&wanted.ladders)
             .zip(current.ladders.iter().map(Some).chain(std::iter::repeat(None)))
@@ -95,8 +101,14 @@ mod tests {
             btree_map(port, 0..4u32, 0..4),
             btree_map(prefix, value, 0..8),
             vec(ladder.prop_map(Ladder::always), 0..8),
+            btree_map(2..6u32, 1..4u32, 0..4),
         )
-            .prop_map(|(ports, sources, ladders)| Tables { ports, sources, ladders })
+            .prop_map(|(ports, sources, ladders, vias)| Tables {
+                ports,
+                sources,
+                ladders,
+                vias,
+            })
     }
 
     /// Makes the changes one by one, as the kernel's tables would take them.
@@ -112,6 +124,12 @@ mod tests {
         }
         for (port, index) in &plan.put_ports {
             assert_ne!(tables.ports.insert(*port, *index), Some(*index), "no change");
+        }
+        for ifindex in &plan.remove_vias {
+            assert!(tables.vias.remove(ifindex).is_some(), "there is nothing to remove");
+        }
+        for (ifindex, column) in &plan.put_vias {
+            assert_ne!(tables.vias.insert(*ifindex, *column), Some(*column), "no change");
         }
         for (index, ladder) in &plan.put_ladders {
             let index = *index as usize;

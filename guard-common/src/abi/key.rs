@@ -1,6 +1,6 @@
 //! Keys of the policy's tables.
 
-use crate::packet::{AddressBytes, Family, Protocol};
+use crate::packet::{AddressBytes, Family, Packet, Protocol};
 
 /// Key of `PORTS`. 24 bytes.
 ///
@@ -105,6 +105,51 @@ impl SourceKey {
     }
 }
 
+/// Key of `VOUCHED`: a flow by what a NIC's hook and the backstop both see of it. 24 bytes.
+///
+/// The destination is left out: between the two it may have been translated.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlowKey {
+    source: AddressBytes,
+    source_port: u16,
+    port: u16,
+    family: u8,
+    protocol: u8,
+    reserved: [u8; 2],
+}
+
+const _: () = assert!(size_of::<FlowKey>() == 24);
+
+impl FlowKey {
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(packet: &Packet) -> Self {
+        Self {
+            source: packet.source,
+            source_port: packet.source_port,
+            port: packet.port,
+            family: packet.family as u8,
+            protocol: packet.protocol as u8,
+            reserved: [0; 2],
+        }
+    }
+}
+
+/// Flows that are vouched for at a time; beyond that the least recently seen are forgotten, and vouched for again by their next
+/// packet at the NIC.
+pub const MAX_VOUCHED: u32 = 65_536;
+
+/// A flow is written again this long after it was last written, and not for every packet.
+pub const VOUCH_INTERVAL_NS: u64 = 1_000_000_000;
+
+/// How long the backstop goes by what a NIC's hook has vouched for.
+///
+/// Every packet of a flow passes the NIC's hook before it comes to the backstop. So this is the time between two writes and,
+/// for what lies between them, most of it reassembly, four seconds: the fragments of one datagram follow each other, and what
+/// takes longer is sent again.
+pub const VOUCH_SPAN_NS: u64 = VOUCH_INTERVAL_NS + 4_000_000_000;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,6 +161,34 @@ mod tests {
             port: 0, slot: 2, protocol: 3, family: 4, reserved: 5, address: 8,
         });
         layout!(SourceKey, size 20, align 1, { slot: 0, family: 1, reserved: 2, address: 4 });
+        layout!(FlowKey, size 24, align 2, {
+            source: 0, source_port: 16, port: 18, family: 20, protocol: 21, reserved: 22,
+        });
+    }
+
+    #[test]
+    fn flows_differ_by_source_ports_family_and_protocol_and_not_by_destination() {
+        let packet = Packet {
+            family: Family::V4,
+            protocol: Protocol::Tcp,
+            source: [7; 16],
+            destination: [8; 16],
+            source_port: 40_000,
+            port: 11434,
+            ..Packet::EMPTY
+        };
+        let key = FlowKey::of(&packet);
+        assert_eq!(key.reserved, [0; 2]);
+        assert_eq!(FlowKey::of(&Packet { destination: [9; 16], ..packet }), key);
+        for other in [
+            Packet { source: [9; 16], ..packet },
+            Packet { source_port: 40_001, ..packet },
+            Packet { port: 11435, ..packet },
+            Packet { family: Family::V6, ..packet },
+            Packet { protocol: Protocol::Udp, ..packet },
+        ] {
+            assert_ne!(FlowKey::of(&other), key, "{other:?}");
+        }
     }
 
     #[test]

@@ -4,13 +4,17 @@ use crate::{
     config::{Attach, Config, Interfaces},
     control::InterfaceStatus,
     engine::facts::Facts,
-    host::interfaces::{Class, Interface},
+    host::{
+        interfaces::{Class, Interface},
+        via::{self, Unseen},
+    },
     kernel::{
         KernelError,
         attach::{Attacher, Coverage, Wanted, Way, coverage},
         links::{self, OwnLink},
         pins::Pins,
     },
+    rule::InterfaceName,
 };
 
 /// The ways to try, in order. Native XDP only where it was asked for: on several NICs attaching it costs other traffic something.
@@ -57,6 +61,20 @@ pub fn wanted(config: &Config, facts: &Facts) -> Vec<Wanted> {
             ladder: ladder(config.attach.of(&interface.name), interface.is_ethernet),
         })
         .collect()
+}
+
+/// The interfaces whose hook judges what comes by one that rules name, by what is to be covered: where that has failed no packet
+/// comes up.
+///
+/// # Errors
+/// Why no packet can be told to come by it.
+pub fn judged_at(config: &Config, facts: &Facts, name: &InterfaceName) -> Result<Vec<u32>, Unseen> {
+    let hooked = wanted(config, facts)
+        .into_iter()
+        .filter(|wanted| !wanted.ladder.is_empty())
+        .map(|wanted| wanted.ifindex)
+        .collect();
+    via::judged_at(name, &facts.snapshot, &facts.interfaces, &hooked)
 }
 
 /// Covers what is wanted and uncovers what no longer is. Returns what did not work, by interface.

@@ -52,6 +52,7 @@ impl Settings {
                     action: Action::Allow,
                     source: text.parse()?,
                     ports: Vec::new(),
+                    via: None,
                     until: None,
                     comment: None,
                     origin: Origin::Flag,

@@ -43,7 +43,7 @@ impl Engine {
         for rule in &settings.flag_rules {
             policy::check_wide(rule.action, &rule.source, yes)?;
         }
-        let input = self.input(&whole, &facts)?;
+        let input = self.input(&settings, &whole, &facts)?;
         compile::compile(&input)?;
         check_sessions(&self.newly_guarded(&settings)?, &input, yes)?;
         let peers = peers_cut(&input);
@@ -157,7 +157,7 @@ pub fn check_sessions(ports: &[GuardedPort], input: &Input, yes: bool) -> Result
         return Ok(());
     }
     let own = env::var("SSH_CONNECTION").ok().and_then(|text| own_session(&text));
-    let own = own.filter(|session| is_stopped(input, session.client, session.port));
+    let own = own.filter(|session| may_be_stopped(input, session.client, session.port));
     refuse_to_cut(ports, own, &peers_cut(input))
 }
 
@@ -199,9 +199,17 @@ fn port_of(peer: &Peer) -> GuardedPort {
     GuardedPort { protocol: Protocol::Tcp, number: peer.local.port() }
 }
 
+/// Whether no interface lets it in.
 fn is_stopped(input: &Input, source: IpAddr, port: GuardedPort) -> bool {
     let (ruling, _) = compile::resolve(input, source.to_canonical(), port, probe::boot_ns());
     matches!(ruling, Ruling::NoRule | Ruling::Deny)
+}
+
+/// As [`is_stopped`], and where it depends on the interface that the session comes by, which is not known here.
+fn may_be_stopped(input: &Input, source: IpAddr, port: GuardedPort) -> bool {
+    let now_ns = probe::boot_ns();
+    let (ruling, _) = compile::resolve_at_socket(input, source.to_canonical(), port, now_ns);
+    !matches!(ruling, Ruling::Allow | Ruling::Local)
 }
 
 /// From `SSH_CONNECTION` (sshd(8)): client address, client port, server address, server port.

@@ -7,6 +7,7 @@ pub mod interfaces;
 pub mod netlink;
 pub mod reserved_ports;
 pub mod sockets;
+pub mod via;
 
 use std::{io, path::Path};
 
