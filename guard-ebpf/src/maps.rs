@@ -59,26 +59,25 @@ pub fn boot_ns() -> u64 {
 pub struct InForce {
     slot: u32,
     header: &'static PolicyHeader,
-    /// The interface whose hook asks; [`AT_SOCKET`] for the backstop.
+    /// The backstop asks. A constant wherever it is looked at, so that no program has the other's paths.
+    is_at_socket: bool,
+    /// The interface whose hook asks; 0 for the backstop.
     ifindex: u32,
 }
-
-/// No interface has this index.
-const AT_SOCKET: u32 = 0;
 
 impl InForce {
     /// For a packet that came by this interface. `None` until a policy has been put in force.
     #[inline(always)]
     pub fn by(ifindex: u32) -> Option<Self> {
-        let slot = ACTIVE.get(0)?.checked_sub(1)?;
-        let header = POLICY.get(slot)?;
-        Some(Self { slot, header, ifindex })
+        let (slot, header) = in_force()?;
+        Some(Self { slot, header, is_at_socket: false, ifindex })
     }
 
     /// For a packet at its socket, where nothing says by which interface it came.
     #[inline(always)]
     pub fn at_socket() -> Option<Self> {
-        Self::by(AT_SOCKET)
+        let (slot, header) = in_force()?;
+        Some(Self { slot, header, is_at_socket: true, ifindex: 0 })
     }
 
     /// A NIC's program is never attached to loopback, so this is a test run.
@@ -93,7 +92,7 @@ impl InForce {
         if self.header.columns <= 1 {
             return 0;
         }
-        if self.ifindex == AT_SOCKET {
+        if self.is_at_socket {
             return self.header.columns - 1;
         }
         let ifindex = if self.is_test_run() {
@@ -104,6 +103,13 @@ impl InForce {
         // SAFETY: this slot's entries are not written while a packet can hold it.
         unsafe { VIAS.get(ViaKey { slot: self.slot, ifindex }) }.copied().unwrap_or(0)
     }
+}
+
+/// The slot in force and its header; `None` until a policy has been put in force.
+#[inline(always)]
+fn in_force() -> Option<(u32, &'static PolicyHeader)> {
+    let slot = ACTIVE.get(0)?.checked_sub(1)?;
+    Some((slot, POLICY.get(slot)?))
 }
 
 /// Tells the backstop that a NIC's hook has let a packet of this flow in.
@@ -179,11 +185,11 @@ impl Rules for InForce {
             return ruling;
         }
         match ruling {
-            Ruling::Allow if self.ifindex != AT_SOCKET && !self.is_test_run() => {
+            Ruling::Allow if !self.is_at_socket && !self.is_test_run() => {
                 vouch(packet);
                 Ruling::Allow
             }
-            Ruling::Vouched if is_vouched_for(packet) => Ruling::Allow,
+            Ruling::Vouched if self.is_at_socket && is_vouched_for(packet) => Ruling::Allow,
             other => other,
         }
     }
