@@ -57,8 +57,7 @@ pub struct Input {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Via {
     pub name: InterfaceName,
-    /// The indices of the interfaces whose hook judges what comes by it: its own, or for a bridge its outside ports'. None while no
-    /// packet can be told to come by it.
+    /// Its own index, and for a bridge its outside ports'. None while no packet can be told to come by it.
     pub indices: Vec<u32>,
 }
 

@@ -277,12 +277,17 @@ impl Engine {
         self.put(input, terms)
     }
 
-    fn views(&self, policy: &Policy, facts: &Facts) -> Vec<RuleView> {
-        let idle = |name: &InterfaceName| {
-            let unseen = coverage::judged_at(&self.settings.config, facts, name).err();
-            unseen.map(|unseen| unseen.to_string())
-        };
-        policy.views(&self.sets, &facts.lan, &self.clock(), idle)
+    fn views(&self, policy: &Policy, facts: &Facts) -> Result<Vec<RuleView>, Failure> {
+        let config = &self.settings.config;
+        let (interfaces, _) =
+            coverage::report(&self.pins, config, facts, &links::ours(&self.pins)?)?;
+        let covered = interfaces
+            .into_iter()
+            .filter(|interface| interface.hook.is_some() || self.maps.is_none())
+            .map(|interface| interface.index)
+            .collect();
+        let idle = |name: &InterfaceName| coverage::idle(config, facts, &covered, name);
+        Ok(policy.views(&self.sets, &facts.lan, &self.clock(), idle))
     }
 
     fn changed(
@@ -311,7 +316,7 @@ impl Control for Engine {
         let facts = Facts::gather(&self.settings.config)?;
         let policy = self.policy(&self.settings, &self.state)?;
         self.sets.complete(&policy.rules)?;
-        Ok(self.views(&policy, &facts))
+        self.views(&policy, &facts)
     }
 
     fn add_rules(&mut self, request: &AddRules) -> Result<Change, Failure> {
@@ -367,7 +372,7 @@ impl Control for Engine {
             None => *policy.ports.first().ok_or(KernelError::NotLoaded)?,
         };
         let source = request.source.to_canonical();
-        let views = self.views(&policy, &facts);
+        let views = self.views(&policy, &facts)?;
         let now_ns = probe::boot_ns();
 
         let mut oracle = Oracle::open(&self.pins)?;

@@ -369,6 +369,16 @@ mod tests {
     }
 
     #[test]
+    fn a_rule_that_was_kept_before_interfaces_could_be_named_holds_for_every_one() {
+        let text = saved();
+        let via = "\n      \"via\": \"wg0\",";
+        assert!(text.contains(via), "{text}");
+        let state = understand(text.replace(via, "").as_bytes()).unwrap();
+        assert!(state.rules.iter().all(|rule| rule.via.is_none()));
+        assert_eq!(state.rules.len(), full().rules.len());
+    }
+
+    #[test]
     fn where_there_is_none_the_state_is_empty() {
         let directory = tempfile::tempdir().unwrap();
         let empty = Loaded { state: State::default(), warning: None };

@@ -277,9 +277,9 @@ fn devices_whose_packets_are_judged_elsewhere_are_said() {
     let lab = Lab::new("devices_whose_packets_are_judged_elsewhere");
     let _container = lab.add_container();
     let _listener = lab.serve();
-    lab.server.ip("link add link eth0 name eth0.5 type vlan id 5\nlink set eth0.5 up\n");
+    lab.server.ip("link add link eth0 name macvlan0 type macvlan\nlink set macvlan0 up\n");
     let guard = lab.start_guard(Attach::Tcx, "");
-    let rules = ["eth0.5", "br0", "lo"].map(|name| {
+    let rules = ["macvlan0", "br0", "lo"].map(|name| {
         let change = guard.change(&["allow", "10.77.0.1", "--via", name]);
         change.rules[0].idle.clone().unwrap_or_default()
     });

@@ -138,7 +138,7 @@ impl FlowKey {
 
 /// Flows that are vouched for at a time; beyond that the least recently seen are forgotten, and vouched for again by their next
 /// packet at the NIC.
-pub const MAX_VOUCHED: u32 = 65_536;
+pub const MAX_VOUCHED: u32 = 16_384;
 
 /// A flow is written again this long after it was last written, and not for every packet.
 pub const VOUCH_INTERVAL_NS: u64 = 1_000_000_000;

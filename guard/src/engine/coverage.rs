@@ -1,5 +1,7 @@
 //! Which interfaces are to be covered and how, and bringing the kernel there.
 
+use std::collections::HashSet;
+
 use crate::{
     config::{Attach, Config, Interfaces},
     control::InterfaceStatus,
@@ -63,8 +65,8 @@ pub fn wanted(config: &Config, facts: &Facts) -> Vec<Wanted> {
         .collect()
 }
 
-/// The interfaces whose hook judges what comes by one that rules name, by what is to be covered: where that has failed no packet
-/// comes up.
+/// What comes by an interface that rules name, by the indices of the interfaces that are to be covered for it: where one is
+/// not, none of its packets is judged there.
 ///
 /// # Errors
 /// Why no packet can be told to come by it.
@@ -75,6 +77,20 @@ pub fn judged_at(config: &Config, facts: &Facts, name: &InterfaceName) -> Result
         .map(|wanted| wanted.ifindex)
         .collect();
     via::judged_at(name, &facts.snapshot, &facts.interfaces, &hooked)
+}
+
+/// Why no packet matches a rule for this interface at present, if that is so. `covered` are the interfaces that have a hook now.
+pub fn idle(
+    config: &Config,
+    facts: &Facts,
+    covered: &HashSet<u32>,
+    name: &InterfaceName,
+) -> Option<String> {
+    match judged_at(config, facts, name) {
+        Err(unseen) => Some(unseen.to_string()),
+        Ok(indices) if indices.iter().any(|ifindex| covered.contains(ifindex)) => None,
+        Ok(_) => Some(format!("the hook that {name} should have is missing (guard status)")),
+    }
 }
 
 /// Covers what is wanted and uncovers what no longer is. Returns what did not work, by interface.

@@ -52,7 +52,7 @@ impl fmt::Display for Unseen {
     }
 }
 
-/// The interfaces whose hook judges what comes by this one, in order. `hooked` are those that have a hook or are to have one.
+/// The interfaces whose hook judges what comes by this one, and itself, in order. `hooked` are those that are to have a hook.
 ///
 /// # Errors
 /// When there is none on which its packets are judged by themselves.
@@ -72,6 +72,8 @@ pub fn judged_at(
     }
     let Judged { mut here, mut below } = links.judged(link, 0);
     if !here.is_empty() {
+        // Behind the hooks of its ports, a packet that is forwarded has come by the bridge or bond itself.
+        here.push(link.index);
         here.sort_unstable();
         here.dedup();
         return Ok(here);
@@ -221,8 +223,8 @@ mod tests {
 
     #[test]
     fn a_bond_or_bridge_stands_for_its_outside_ports() {
-        assert_eq!(judged("bond0", HOOKED), Ok(vec![2, 3]));
-        assert_eq!(judged("br0", HOOKED), Ok(vec![7]));
+        assert_eq!(judged("bond0", HOOKED), Ok(vec![2, 3, 4]));
+        assert_eq!(judged("br0", HOOKED), Ok(vec![6, 7]));
         // Chosen by name, it has a hook of its own as well.
         assert_eq!(judged("bond0", &[2, 3, 4]), Ok(vec![2, 3, 4]));
         assert_eq!(judged("bond0", &[4]), Ok(vec![4]));
