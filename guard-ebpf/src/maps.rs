@@ -114,8 +114,7 @@ fn in_force() -> Option<(u32, &'static PolicyHeader)> {
 
 /// Tells the backstop that a NIC's hook has let a packet of this flow in.
 #[inline(always)]
-fn vouch(packet: &Packet) {
-    let key = FlowKey::of(packet);
+fn vouch(key: FlowKey) {
     let now_ns = boot_ns();
     // SAFETY: the time is one word, written whole. An LRU entry's memory may become another flow's meanwhile: at worst
     // this one is not written again for a second more, and its span has room for that.
@@ -129,10 +128,10 @@ fn vouch(packet: &Packet) {
 
 /// Whether a NIC's hook has let a packet of this flow in a moment ago.
 #[inline(always)]
-fn is_vouched_for(packet: &Packet) -> bool {
+fn is_vouched_for(key: FlowKey) -> bool {
     // SAFETY: the time is one word, written whole. An LRU entry's memory may become another flow's meanwhile: that a
     // NIC's hook has let in too, by the same kind of rule.
-    unsafe { VOUCHED.get(FlowKey::of(packet)) }
+    unsafe { VOUCHED.get(key) }
         .is_some_and(|last_ns| boot_ns().saturating_sub(*last_ns) < VOUCH_SPAN_NS)
 }
 
@@ -186,10 +185,13 @@ impl Rules for InForce {
         }
         match ruling {
             Ruling::Allow if !self.is_at_socket && !self.is_test_run() => {
-                vouch(packet);
+                vouch(FlowKey::of(packet, self.header.generation));
                 Ruling::Allow
             }
-            Ruling::Vouched if self.is_at_socket && is_vouched_for(packet) => Ruling::Allow,
+            Ruling::Vouched if self.is_at_socket => {
+                let is_vouched_for = is_vouched_for(FlowKey::of(packet, self.header.generation));
+                if is_vouched_for { Ruling::Allow } else { Ruling::NoRule }
+            }
             other => other,
         }
     }

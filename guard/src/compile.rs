@@ -256,7 +256,7 @@ fn named_indices(input: &Input) -> impl Iterator<Item = u32> {
     let columns = Columns::new(&input.vias).ok();
     let by_column: BTreeMap<u32, u32> = columns
         .iter()
-        .flat_map(|columns| columns.by_index())
+        .flat_map(Columns::by_index)
         .map(|(ifindex, column)| (*column, *ifindex))
         .collect();
     by_column.into_values()

@@ -303,7 +303,6 @@ impl Lab {
     /// The neighbour's end of the link to the server.
     #[must_use]
     #[track_caller]
-    #[expect(clippy::unused_self, reason = "the link is the lab's")]
     pub fn wire_of(&self, neighbour: &Machine) -> Wire {
         Wire::open(neighbour, "eth0", NEIGHBOUR_MAC, SERVER_TO_NEIGHBOUR_MAC)
     }

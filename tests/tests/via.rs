@@ -6,7 +6,7 @@ use guard::control::{PlaceVerdict, RuleView};
 use guard_common::{abi::VOUCH_SPAN_NS, parse::MAX_EXTENSION_HEADERS};
 use guard_tests::{
     http,
-    lab::{CLIENT, Lab, OLLAMA, SERVER, SERVER_TO_NEIGHBOUR, every_address},
+    lab::{Lab, OLLAMA, SERVER, SERVER_TO_NEIGHBOUR, every_address},
     listener::Service,
     machine::Reply,
     on_each_hook,
@@ -353,18 +353,30 @@ fn the_file_names_interfaces_and_rules_are_kept_with_theirs() {
 }
 
 #[test]
-fn a_vouched_flow_is_the_clients_own() {
-    let lab = Lab::new("a_vouched_flow_is_the_clients_own");
+fn no_policy_goes_by_what_another_has_let_in() {
+    let lab = Lab::new("no_policy_goes_by_what_another_has_let_in");
     let neighbour = lab.add_neighbour();
     let _listener = lab.serve();
     let guard = lab.start_guard(Attach::Tcx, "interfaces = [\"eth0\"]");
     allow_via(&guard, "eth0", &CLIENTS_LINK);
-    // The client's flow is taken off by removing its rule, at once.
-    let mut connection = lab.client.connect(SERVER.v4_at(OLLAMA));
-    assert!(http::ask(&mut connection).is_ok());
-    guard.tell(&["remove", "10.77.0.0/24"]);
+    knock(&lab.wire(), SERVER.at(OLLAMA), 4242);
+    guard.expect_counted("cgroup", "pass", "allowed", 2);
+
+    // It still depends on the interface; now it is eth0 that does not let them in.
+    guard.tell(&["allow", "10.77.0.9", "fd77::9"]);
+    guard.tell(&["deny", "10.77.0.9", "fd77::9", "--via", "eth0"]);
+    knock(&lab.wire_of(&neighbour), SERVER_TO_NEIGHBOUR.at(OLLAMA), 4242);
+    guard.expect_counted("cgroup", "drop", "no-rule", 2);
+}
+
+#[test]
+fn a_flag_of_run_can_name_an_interface() {
+    let lab = Lab::new("a_flag_of_run_can_name_an_interface");
+    let neighbour = lab.add_neighbour();
+    let _listener = lab.serve();
+    let guard = lab.guard(Attach::Tcx, "");
+    guard.start_with(&["--allow", "if:eth1"]);
+    neighbour.expect_answer(SERVER_TO_NEIGHBOUR.v4_at(OLLAMA));
     lab.client.expect_silence(SERVER.v4_at(OLLAMA));
-    let flow = (CLIENT.v4, 4244).into();
-    lab.wire_of(&neighbour).send(&wire::syn(flow, SERVER_TO_NEIGHBOUR.v4_at(OLLAMA)));
-    until("the backstop has dropped it", || guard.counted("cgroup", "drop", "no-rule") == 1);
+    assert!(guard.log().contains("if:eth1"), "{}", guard.log());
 }

@@ -107,7 +107,8 @@ impl SourceKey {
 
 /// Key of `VOUCHED`: a flow by what a NIC's hook and the backstop both see of it. 24 bytes.
 ///
-/// The destination is left out: between the two it may have been translated.
+/// The destination is left out: between the two it may have been translated. The generation is there so that no policy goes by what
+/// another one has let in; its low bits tell policies apart that follow each other within [`VOUCH_SPAN_NS`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlowKey {
@@ -116,7 +117,7 @@ pub struct FlowKey {
     port: u16,
     family: u8,
     protocol: u8,
-    reserved: [u8; 2],
+    generation: u16,
 }
 
 const _: () = assert!(size_of::<FlowKey>() == 24);
@@ -124,14 +125,15 @@ const _: () = assert!(size_of::<FlowKey>() == 24);
 impl FlowKey {
     #[inline(always)]
     #[must_use]
-    pub const fn of(packet: &Packet) -> Self {
+    #[expect(clippy::cast_possible_truncation, reason = "the low bits are what is wanted")]
+    pub const fn of(packet: &Packet, generation: u64) -> Self {
         Self {
             source: packet.source,
             source_port: packet.source_port,
             port: packet.port,
             family: packet.family as u8,
             protocol: packet.protocol as u8,
-            reserved: [0; 2],
+            generation: generation as u16,
         }
     }
 }
@@ -162,12 +164,12 @@ mod tests {
         });
         layout!(SourceKey, size 20, align 1, { slot: 0, family: 1, reserved: 2, address: 4 });
         layout!(FlowKey, size 24, align 2, {
-            source: 0, source_port: 16, port: 18, family: 20, protocol: 21, reserved: 22,
+            source: 0, source_port: 16, port: 18, family: 20, protocol: 21, generation: 22,
         });
     }
 
     #[test]
-    fn flows_differ_by_source_ports_family_and_protocol_and_not_by_destination() {
+    fn flows_differ_by_source_ports_family_protocol_and_policy_and_not_by_destination() {
         let packet = Packet {
             family: Family::V4,
             protocol: Protocol::Tcp,
@@ -177,9 +179,9 @@ mod tests {
             port: 11434,
             ..Packet::EMPTY
         };
-        let key = FlowKey::of(&packet);
-        assert_eq!(key.reserved, [0; 2]);
-        assert_eq!(FlowKey::of(&Packet { destination: [9; 16], ..packet }), key);
+        let key = FlowKey::of(&packet, 7);
+        assert_eq!(FlowKey::of(&Packet { destination: [9; 16], ..packet }, 7), key);
+        assert_ne!(FlowKey::of(&packet, 8), key);
         for other in [
             Packet { source: [9; 16], ..packet },
             Packet { source_port: 40_001, ..packet },
@@ -187,7 +189,7 @@ mod tests {
             Packet { family: Family::V6, ..packet },
             Packet { protocol: Protocol::Udp, ..packet },
         ] {
-            assert_ne!(FlowKey::of(&other), key, "{other:?}");
+            assert_ne!(FlowKey::of(&other, 7), key, "{other:?}");
         }
     }
 

@@ -124,7 +124,7 @@ mod tests {
             Timeline::agreed(&[a.clone(), b_until_5.clone()], '?').0,
             [(5, '?'), (NO_END, 'a')]
         );
-        let all = [a.clone(), b_until_5, c_from_9];
+        let all = [a, b_until_5, c_from_9];
         assert_eq!(Timeline::agreed(&all, '?').0, [(5, '?'), (9, 'a'), (NO_END, '?')]);
         assert!(all[1].has('b') && !all[0].has('b'));
     }

@@ -14,7 +14,7 @@ use crate::{
 pub fn explanation(answer: &Explanation, view: &View) -> String {
     // A socket that goes by what an interface has let in has no say of its own beside one.
     let has_say = |place: &&PlaceVerdict| !place.by_interface;
-    let is_stopped = answer.places.iter().filter(has_say).any(|place| place.verdict == "drop");
+    let mut is_stopped = answer.places.iter().filter(has_say).any(|place| place.verdict == "drop");
     let would_be = answer.places.iter().filter(has_say).any(|place| place.verdict == "would-drop");
     let lets_in: Vec<String> = answer
         .places
@@ -24,12 +24,11 @@ pub fn explanation(answer: &Explanation, view: &View) -> String {
         .map(|place| escaped(&place.place))
         .collect();
     let by_interface = answer.places.iter().any(|place| place.by_interface);
+    is_stopped |= by_interface && lets_in.is_empty() && !would_be;
     let outcome = if answer.places.is_empty() {
         view.bad("is judged nowhere")
     } else if by_interface && is_stopped && !lets_in.is_empty() {
         view.notable(&format!("gets in by {} only", listed(&lets_in)))
-    } else if by_interface && !is_stopped && !would_be && lets_in.is_empty() {
-        view.bad("does not get in")
     } else if is_stopped {
         view.bad("does not get in")
     } else if would_be {
