@@ -10,7 +10,7 @@ mod start;
 mod status;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashSet},
     mem,
     path::{Path, PathBuf},
 };
@@ -30,8 +30,8 @@ use crate::{
     compile::{self, Input, Via},
     config::Forwarded,
     control::{
-        AddRules, Change, Control, Explain, Explanation, Failure, Mode, PlaceVerdict, RemoveRules,
-        RuleView, SetMode, Status,
+        AddRules, Change, Control, Explain, Explanation, Failure, InterfaceStatus, Mode,
+        PlaceVerdict, RemoveRules, RuleView, SetMode, Status,
     },
     host::{
         bpffs,
@@ -279,13 +279,14 @@ impl Engine {
 
     fn views(&self, policy: &Policy, facts: &Facts) -> Result<Vec<RuleView>, Failure> {
         let config = &self.settings.config;
-        let (interfaces, _) =
-            coverage::report(&self.pins, config, facts, &links::ours(&self.pins)?)?;
-        let covered = interfaces
-            .into_iter()
-            .filter(|interface| interface.hook.is_some() || self.maps.is_none())
-            .map(|interface| interface.index)
-            .collect();
+        let mut covered = HashSet::new();
+        // The kernel is asked only where somebody names an interface.
+        if policy.rules.iter().any(|rule| rule.interface().is_some()) {
+            let (interfaces, _) =
+                coverage::report(&self.pins, config, facts, &links::ours(&self.pins)?)?;
+            let has_hook = |it: &InterfaceStatus| it.hook.is_some() || self.maps.is_none();
+            covered.extend(interfaces.into_iter().filter(has_hook).map(|it| it.index));
+        }
         let idle = |name: &InterfaceName| coverage::idle(config, facts, &covered, name);
         Ok(policy.views(&self.sets, &facts.lan, &self.clock(), idle))
     }
