@@ -67,7 +67,9 @@ impl SourceError {
                 format!("Write a number of bits from 0 to {most} after the slash.")
             }
             Self::MappedIpv4 { ipv4, .. } => format!("Write {}.", written(*ipv4)),
-            Self::Zone { address, .. } => format!("Write {address}."),
+            Self::Zone { address, .. } => {
+                format!("Write {address}, and name the interface as the rule's via.")
+            }
             Self::WithPort { address, port, .. } => {
                 format!("Write {address}, and give the port {port} as a port of the rule.")
             }
@@ -344,8 +346,8 @@ mod tests {
             ("::ffff:192.0.2.7", "stands for IPv4", "Write 192.0.2.7."),
             ("::ffff:0:0/96", "stands for IPv4", "Write 0.0.0.0/0."),
             ("::ffff:192.0.2.0/120", "stands for IPv4", "Write 192.0.2.0/24."),
-            ("fe80::1%eth0", "names an interface", "Write fe80::1."),
-            ("fe80::%eth0/64", "names an interface", "Write fe80::."),
+            ("fe80::1%eth0", "names an interface", "Write fe80::1, and name the interface"),
+            ("fe80::%eth0/64", "names an interface", "Write fe80::, and"),
             ("192.0.2.7:11434", "names a port", "Write 192.0.2.7, and give the port 11434"),
             ("[2001:db8::1]:80", "names a port", "Write 2001:db8::1,"),
             ("192.0.2", "is not an address", "192.0.2.7"),
