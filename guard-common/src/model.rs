@@ -24,6 +24,8 @@ pub enum Action {
 pub enum Kind {
     /// A prefix typed by hand.
     Typed,
+    /// A name typed by hand; it only allows.
+    Name,
     /// One of a set's prefixes.
     Set,
 }
@@ -51,8 +53,22 @@ pub struct Rule<'a> {
     pub prefix: Prefix,
     /// The ports it holds for; empty for all.
     pub ports: &'a [Port],
+    /// The interfaces it holds for, by the indices of those whose hook judges their packets; `None` for all.
+    pub via: Option<&'a [u32]>,
     /// Boot time in nanoseconds from which it no longer holds; [`crate::abi::NO_END`] for none.
     pub until_ns: u64,
+}
+
+/// Where a packet is judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// By a NIC's hook, on the interface with this index.
+    Interface(u32),
+    /// At its socket, where nothing says by which interface it came.
+    Socket {
+        /// A NIC's hook has let it in by a rule that names its interface.
+        vouched: bool,
+    },
 }
 
 impl Prefix {
@@ -70,18 +86,29 @@ fn bit(address: &AddressBytes, at: usize) -> Option<bool> {
 }
 
 impl Rule<'_> {
-    /// Whether it says something of a source at a port now.
-    fn holds(&self, family: Family, address: &AddressBytes, port: Port, now_ns: u64) -> bool {
+    /// Whether it says something of a source at a port now, by an interface; `None` for one that no rule names.
+    fn holds(
+        &self,
+        family: Family,
+        address: &AddressBytes,
+        port: Port,
+        ifindex: Option<u32>,
+        now_ns: u64,
+    ) -> bool {
         now_ns < self.until_ns
             && (self.ports.is_empty() || self.ports.contains(&port))
+            && self.via.is_none_or(|via| ifindex.is_some_and(|ifindex| via.contains(&ifindex)))
             && self.prefix.covers(family, address)
     }
 }
 
-/// What the rules say of a source at a port.
+/// What the rules say of a source at a port, at a place.
 ///
-/// `local` holds this host's own addresses and the subnets of its local bridges.
+/// `local` holds this host's own addresses and the subnets of its local bridges. Their packets never pass a NIC's hook, so at
+/// the socket they come by an interface that no rule names. Of other sources the socket knows what holds by every
+/// interface; what does not needs somebody who vouches.
 #[must_use]
+#[expect(clippy::too_many_arguments, reason = "each is a fact of its own")]
 pub fn ruling(
     rules: &[Rule<'_>],
     local: &[Prefix],
@@ -89,15 +116,39 @@ pub fn ruling(
     address: &AddressBytes,
     protocol: Protocol,
     port: u16,
+    place: Place,
     now_ns: u64,
 ) -> Ruling {
     let port = Port { protocol, number: port };
+    let by = |ifindex| by_interface(rules, local, family, address, port, ifindex, now_ns);
+    let vouched = match place {
+        Place::Interface(ifindex) => return by(Some(ifindex)),
+        Place::Socket { vouched } => vouched,
+    };
+    let is_local = local.iter().any(|prefix| prefix.covers(family, address));
+    let mut named = rules.iter().filter_map(|rule| rule.via).flatten();
+    if is_local || named.all(|ifindex| by(Some(*ifindex)) == by(None)) {
+        return by(None);
+    }
+    if vouched { Ruling::Allow } else { Ruling::NoRule }
+}
+
+/// What the rules say of a source at a port, by an interface; `None` for one that no rule names.
+fn by_interface(
+    rules: &[Rule<'_>],
+    local: &[Prefix],
+    family: Family,
+    address: &AddressBytes,
+    port: Port,
+    ifindex: Option<u32>,
+    now_ns: u64,
+) -> Ruling {
     let any = |kind, action, bits: Option<u8>| {
         rules.iter().any(|rule| {
             rule.kind == kind
                 && rule.action == action
                 && bits.is_none_or(|bits| rule.prefix.bits == bits)
-                && rule.holds(family, address, port, now_ns)
+                && rule.holds(family, address, port, ifindex, now_ns)
         })
     };
 
@@ -109,6 +160,9 @@ pub fn ruling(
         if any(Kind::Typed, Action::Allow, Some(bits)) {
             return Ruling::Allow;
         }
+    }
+    if any(Kind::Name, Action::Allow, None) {
+        return Ruling::Allow;
     }
     // Sets: deny wins, whatever the lengths.
     if any(Kind::Set, Action::Deny, None) {
@@ -131,6 +185,8 @@ pub struct Policy<'a> {
     pub rules: &'a [Rule<'a>],
     /// This host's own addresses, and the subnets of its local bridges.
     pub local: &'a [Prefix],
+    /// Where its packets are judged.
+    pub place: Place,
     /// Boot time.
     pub now_ns: u64,
     /// Packets that would be dropped are only counted.
@@ -190,7 +246,7 @@ impl Rules for About<'_> {
         SourceValue { row, flags: if is_local { SOURCE_LOCAL } else { 0 } }
     }
 
-    fn ruling(&self, value: SourceValue, port: PortIndex) -> Ruling {
+    fn ruling(&self, _packet: &Packet, value: SourceValue, port: PortIndex) -> Ruling {
         let address = match value.row {
             1 => &self.packet.source,
             2 => &self.packet.destination,
@@ -206,6 +262,7 @@ impl Rules for About<'_> {
             address,
             port.protocol,
             port.number,
+            self.policy.place,
             self.policy.now_ns,
         )
     }

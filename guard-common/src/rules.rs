@@ -2,7 +2,7 @@
 
 use crate::{
     abi::{PortIndex, Ruling, SourceValue},
-    packet::{AddressBytes, Family, Protocol},
+    packet::{AddressBytes, Family, Packet, Protocol},
 };
 
 /// A compiled policy. One value answers for one packet: it stands for one whole policy throughout.
@@ -22,8 +22,9 @@ pub trait Rules {
     /// The most specific entry that covers an address; the default (no rule, not local) where none does.
     fn lookup(&self, family: Family, address: &AddressBytes) -> SourceValue;
 
-    /// What holds now for a source with this entry at this guarded port.
-    fn ruling(&self, value: SourceValue, port: PortIndex) -> Ruling;
+    /// What holds now for this packet, whose source has this entry, at this guarded port. Where rules name interfaces,
+    /// it goes by the one the packet came by.
+    fn ruling(&self, packet: &Packet, value: SourceValue, port: PortIndex) -> Ruling;
 
     /// Whether packets that would be dropped are only counted, now.
     fn observing(&self) -> bool;

@@ -178,7 +178,7 @@ pub fn at_edge<P: Rules>(outcome: Outcome, packet: &Packet, policy: &P) -> Decis
             if matches!(outcome, Outcome::Broken) {
                 return stopped(Reason::Malformed, policy);
             }
-            return by_ruling(policy.ruling(source, port), policy);
+            return by_ruling(policy.ruling(packet, source, port), policy);
         }
         Outcome::Undecidable(known) => (Reason::Undecidable, known),
         Outcome::Malformed(known) => (Reason::Malformed, known),
@@ -199,12 +199,12 @@ pub fn at_socket<P: Rules>(packet: &Packet, socket_port: u16, policy: &P) -> Dec
         return Decision::NotOurs;
     };
     let value = policy.lookup(packet.family, &packet.source);
-    let mut ruling = policy.ruling(value, first);
+    let mut ruling = policy.ruling(packet, value, first);
     if let Some(second) = second
         && second != first
         && matches!(ruling, Ruling::Allow | Ruling::Local)
     {
-        ruling = policy.ruling(value, second);
+        ruling = policy.ruling(packet, value, second);
     }
     by_ruling(ruling, policy)
 }
@@ -224,7 +224,7 @@ fn decided<P: Rules>(outcome: Outcome, packet: &Packet, port: PortIndex, policy:
     if matches!(outcome, Outcome::Broken) {
         return stopped(Reason::Malformed, policy);
     }
-    by_ruling(policy.ruling(source, port), policy)
+    by_ruling(policy.ruling(packet, source, port), policy)
 }
 
 /// A packet that can't be read to its ports: the backstop's business where there is one.
@@ -284,7 +284,7 @@ fn by_ruling<P: Rules>(ruling: Ruling, policy: &P) -> Decision {
     match ruling {
         Ruling::Allow => Decision::Judged(Verdict::Pass, Reason::Allowed),
         Ruling::Local => Decision::Judged(Verdict::Pass, Reason::Local),
-        Ruling::NoRule => stopped(Reason::NoRule, policy),
+        Ruling::NoRule | Ruling::Vouched => stopped(Reason::NoRule, policy),
         Ruling::Deny => stopped(Reason::Denied, policy),
     }
 }

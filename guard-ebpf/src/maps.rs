@@ -9,12 +9,13 @@ use aya_ebpf::{
 use guard_common::{
     abi::{
         Budget, Counter, EVENT_RING_BYTES, EventCounter, Explained, FLAG_BACKSTOP, FLAG_FORWARDED,
-        FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, FLAG_REJECT, InsideKey, Ladder, MAX_GUARDED_PORTS,
-        MAX_INSIDE, MAX_LADDERS, MAX_SOURCES, MAX_TALLIES, NO_END, POLICY_SLOTS, PORT_WORDS,
-        PolicyHeader, PortIndex, PortKey, PortValue, Ruling, SourceKey, SourceValue, Tally,
-        TallyKey, budget, counter_slots, port_word,
+        FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, FLAG_REJECT, FlowKey, InsideKey, LOOPBACK_IFINDEX,
+        Ladder, MAX_GUARDED_PORTS, MAX_INSIDE, MAX_LADDERS, MAX_SOURCES, MAX_TALLIES,
+        MAX_VIA_INDICES, MAX_VOUCHED, NO_END, POLICY_SLOTS, PORT_WORDS, PolicyHeader, PortIndex,
+        PortKey, PortValue, Ruling, SourceKey, SourceValue, Tally, TallyKey, VOUCH_INTERVAL_NS,
+        VOUCH_SPAN_NS, ViaKey, budget, counter_slots, port_word,
     },
-    packet::{AddressBytes, Family, Protocol},
+    packet::{AddressBytes, Family, Packet, Protocol},
     rules::Rules,
 };
 
@@ -34,6 +35,10 @@ static LADDERS: Array<Ladder> = Array::with_max_entries(POLICY_SLOTS * MAX_LADDE
 #[map]
 static INSIDE: HashMap<InsideKey, u32> =
     HashMap::with_max_entries(POLICY_SLOTS * MAX_INSIDE, BPF_F_NO_PREALLOC);
+#[map]
+static VIAS: HashMap<ViaKey, u32> = HashMap::with_max_entries(MAX_VIA_INDICES, 0);
+#[map]
+static VOUCHED: LruHashMap<FlowKey, u64> = LruHashMap::with_max_entries(MAX_VOUCHED, 0);
 #[map]
 pub static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(counter_slots(), 0);
 #[map]
@@ -59,21 +64,18 @@ pub fn boot_ns() -> u64 {
 pub struct InForce {
     slot: u32,
     header: &'static PolicyHeader,
+    /// The backstop asks. A constant wherever it is looked at, so that no program has the other's paths.
+    is_at_socket: bool,
+    /// The interface whose hook asks; 0 for the backstop.
+    ifindex: u32,
 }
 
 impl InForce {
-    /// `None` until a policy has been put in force.
+    /// For a packet that came by this interface. `None` until a policy has been put in force.
     #[inline(always)]
-    pub fn now() -> Option<Self> {
-        let slot = ACTIVE.get(0)?.checked_sub(1)?;
-        let header = POLICY.get(slot)?;
-        Some(Self { slot, header })
-    }
-
-    /// Whether dropped TCP packets are answered.
-    #[inline(always)]
-    pub fn rejects(&self) -> bool {
-        self.header.has(FLAG_REJECT)
+    pub fn by(ifindex: u32) -> Option<Self> {
+        let (slot, header) = in_force()?;
+        Some(Self { slot, header, is_at_socket: false, ifindex })
     }
 
     /// Whether only guests of this host send over an interface.
@@ -82,6 +84,73 @@ impl InForce {
         // SAFETY: this slot's entries are not written while a packet can hold it.
         unsafe { INSIDE.get(InsideKey { slot: self.slot, ifindex }) }.is_some()
     }
+
+    /// For a packet at its socket, where nothing says by which interface it came.
+    #[inline(always)]
+    pub fn at_socket() -> Option<Self> {
+        let (slot, header) = in_force()?;
+        Some(Self { slot, header, is_at_socket: true, ifindex: 0 })
+    }
+
+    /// A NIC's program is never attached to loopback, so this is a test run.
+    #[inline(always)]
+    fn is_test_run(&self) -> bool {
+        self.ifindex == LOOPBACK_IFINDEX
+    }
+
+    /// The column to read in, see [`PolicyHeader::columns`].
+    #[inline(always)]
+    fn column(&self) -> u32 {
+        if self.header.columns <= 1 {
+            return 0;
+        }
+        if self.is_at_socket {
+            return self.header.columns - 1;
+        }
+        let ifindex = if self.is_test_run() {
+            EXPLAINED.get(0).map_or(0, |asked| asked.ifindex)
+        } else {
+            self.ifindex
+        };
+        // SAFETY: this slot's entries are not written while a packet can hold it.
+        unsafe { VIAS.get(ViaKey { slot: self.slot, ifindex }) }.copied().unwrap_or(0)
+    }
+}
+
+/// The slot in force and its header; `None` until a policy has been put in force.
+#[inline(always)]
+fn in_force() -> Option<(u32, &'static PolicyHeader)> {
+    let slot = ACTIVE.get(0)?.checked_sub(1)?;
+    Some((slot, POLICY.get(slot)?))
+}
+
+/// Whether dropped TCP packets are answered.
+#[inline(always)]
+pub fn rejects() -> bool {
+    in_force().is_some_and(|(_, header)| header.has(FLAG_REJECT))
+}
+
+/// Tells the backstop that a NIC's hook has let a packet of this flow in.
+#[inline(always)]
+fn vouch(key: FlowKey) {
+    let now_ns = boot_ns();
+    // SAFETY: the time is one word, written whole. An LRU entry's memory may become another flow's meanwhile: at worst
+    // this one is not written again for a second more, and its span has room for that.
+    let is_recent = unsafe { VOUCHED.get(key) }
+        .is_some_and(|last_ns| now_ns.saturating_sub(*last_ns) < VOUCH_INTERVAL_NS);
+    if !is_recent {
+        // Without room the backstop drops the packet: closed.
+        let _ = VOUCHED.insert(key, now_ns, 0);
+    }
+}
+
+/// Whether a NIC's hook has let a packet of this flow in a moment ago.
+#[inline(always)]
+fn is_vouched_for(key: FlowKey) -> bool {
+    // SAFETY: the time is one word, written whole. An LRU entry's memory may become another flow's meanwhile: that a
+    // NIC's hook has let in too, by the same kind of rule.
+    unsafe { VOUCHED.get(key) }
+        .is_some_and(|last_ns| boot_ns().saturating_sub(*last_ns) < VOUCH_SPAN_NS)
 }
 
 impl Rules for InForce {
@@ -120,14 +189,29 @@ impl Rules for InForce {
     }
 
     #[inline(always)]
-    fn ruling(&self, value: SourceValue, port: PortIndex) -> Ruling {
-        let index = value.row.wrapping_mul(self.header.port_count).wrapping_add(port);
+    fn ruling(&self, packet: &Packet, value: SourceValue, port: PortIndex) -> Ruling {
+        let place = value.row.wrapping_mul(self.header.port_count).wrapping_add(port);
+        let index = place.wrapping_mul(self.header.columns).wrapping_add(self.column());
         if index >= MAX_LADDERS {
             return Ruling::NoRule;
         }
-        LADDERS
+        let ruling = LADDERS
             .get(self.slot * MAX_LADDERS + index)
-            .map_or(Ruling::NoRule, |ladder| ladder.at(boot_ns))
+            .map_or(Ruling::NoRule, |ladder| ladder.at(boot_ns));
+        if !value.is_by_interface() {
+            return ruling;
+        }
+        match ruling {
+            Ruling::Allow if !self.is_at_socket && !self.is_test_run() => {
+                vouch(FlowKey::of(packet, self.header.generation));
+                Ruling::Allow
+            }
+            Ruling::Vouched if self.is_at_socket => {
+                let is_vouched_for = is_vouched_for(FlowKey::of(packet, self.header.generation));
+                if is_vouched_for { Ruling::Allow } else { Ruling::NoRule }
+            }
+            other => other,
+        }
     }
 
     #[inline(always)]

@@ -58,7 +58,7 @@ fn answer(verdict: Verdict, reason: Reason, hook: Hook) {
         hook: hook as u8,
         verdict: verdict as u8,
         reason: reason as u8,
-        reserved: 0,
+        ifindex: 0,
     };
     // The map has an entry 0, so this can't fail.
     let _ = EXPLAINED.set(0, explained, 0);

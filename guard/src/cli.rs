@@ -171,10 +171,12 @@ SRC is one of:
   @/etc/guard/office.txt                   a file of prefixes, one a line
   lan                                      the private and link-local networks of this machine
   lan6                                     the same, and its global IPv6 networks
+  if:tailscale0                            everyone who comes by this interface (allow only)
 
 Examples:
   guard allow 192.0.2.7 --for 2h --comment \"a visitor\"
   guard allow lan --port 11434
+  guard allow 100.64.0.0/10 --via tailscale0
   guard deny 192.0.2.66";
 
 #[derive(Debug, Args)]
@@ -222,6 +224,12 @@ pub struct RuleArgs {
     /// Only for this guarded port; may be repeated
     #[arg(long = "port", value_name = "PORT")]
     pub ports: Vec<String>,
+
+    /// Only for what comes by this interface
+    ///
+    /// The interface's own hook decides, so it must have one (guard status). A bridge or bond stands for its outside ports.
+    #[arg(long, value_name = "IF")]
+    pub via: Option<String>,
 
     /// End after this time, such as 2h, 10m or 7d
     #[arg(long = "for", value_name = "TIME")]
@@ -281,7 +289,8 @@ mod tests {
         for line in [
             "guard run",
             "guard run --port 11434 --port udp/53 --allow lan --interface eth* --attach tcx --observe --reject --yes",
-            "guard allow 192.0.2.7 2001:db8::/32 --port 11434 --for 2h --comment office --yes",
+            "guard allow 192.0.2.7 2001:db8::/32 --port 11434 --via eth1 --for 2h --comment office --yes",
+            "guard allow if:tailscale0",
             "guard deny 192.0.2.7",
             "guard remove 7 192.0.2.7",
             "guard observe",

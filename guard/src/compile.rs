@@ -7,6 +7,7 @@
 //! once, so that a set of a hundred thousand prefixes costs little more than sorting it.
 
 mod answers;
+mod columns;
 mod timeline;
 
 #[cfg(test)]
@@ -19,17 +20,20 @@ use std::{
 
 use guard_common::{
     abi::{
-        Ladder, MAX_GUARDED_PORTS, MAX_LADDERS, MAX_SOURCES, NO_END, PORT_ALIAS, PortIndex,
-        PortValue, Ruling, SOURCE_LOCAL, STEPS, SourceValue,
+        Ladder, MAX_GUARDED_PORTS, MAX_LADDERS, MAX_SOURCES, MAX_VIAS, NO_END, PORT_ALIAS,
+        PortIndex, PortValue, Ruling, SOURCE_BY_INTERFACE, SOURCE_LOCAL, STEPS, SourceValue,
     },
     packet::{AddressBytes, Family},
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use self::timeline::Timeline;
+use self::{
+    columns::{ColumnSet, Columns},
+    timeline::Timeline,
+};
 use crate::{
     control::Failure,
-    rule::{Action, GuardedPort, RuleId, is_loopback, listed},
+    rule::{Action, GuardedPort, InterfaceName, RuleId, is_loopback, listed},
 };
 
 /// Entries that one policy may have: both slots share the table.
@@ -42,6 +46,8 @@ pub struct Input {
     /// Ports that are guarded because what listens there leads to a guarded one, whose rules hold for them.
     pub aliases: BTreeMap<GuardedPort, GuardedPort>,
     pub rules: Vec<InputRule>,
+    /// The interfaces that rules name, each once.
+    pub vias: Vec<Via>,
     /// Local sources: this host's own addresses and, unless the policy leaves them out, the subnets of its local
     /// bridges. Loopback is local whether it stands here or not.
     pub local: Vec<IpNet>,
@@ -50,6 +56,14 @@ pub struct Input {
     pub guests: Vec<IpNet>,
     /// The interfaces over which only guests send, by index: what comes in by another one came from outside.
     pub inside: BTreeSet<u32>,
+}
+
+/// An interface that rules name, and where its packets are judged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Via {
+    pub name: InterfaceName,
+    /// Its own index, and for a bridge its outside ports'. None while no packet can be told to come by it.
+    pub indices: Vec<u32>,
 }
 
 /// A rule whose source has become prefixes and whose end has become boot time.
@@ -61,6 +75,8 @@ pub struct InputRule {
     pub prefixes: Vec<IpNet>,
     /// Empty for every guarded port.
     pub ports: Vec<GuardedPort>,
+    /// `None` for every interface; else one of the input's `vias`.
+    pub via: Option<InterfaceName>,
     /// Boot time in nanoseconds; `NO_END` for none.
     pub until_ns: u64,
 }
@@ -70,6 +86,8 @@ pub struct InputRule {
 pub enum RuleKind {
     /// A prefix typed by hand.
     Typed,
+    /// A name typed by hand. It only allows.
+    Name,
     /// One of a set's prefixes.
     Set,
 }
@@ -89,10 +107,21 @@ pub struct Tables {
     /// Each with the index of the guarded port it leads to. None of them is one of the ports.
     pub aliases: BTreeMap<GuardedPort, PortIndex>,
     pub sources: BTreeMap<Prefix, SourceValue>,
-    /// Rows of `ports.len()` ladders; row 0 is what an address without an entry has.
+    /// Rows of `ports.len()` times [`Tables::columns`] ladders; row 0 is what an address without an entry has.
     pub ladders: Vec<Ladder>,
     /// Interfaces over which only guests send, by index.
     pub inside: BTreeSet<u32>,
+    /// By the index of an interface that rules name: its column, from 1 on.
+    pub vias: BTreeMap<u32, u32>,
+}
+
+impl Tables {
+    /// How many ladders a row holds for each port, see `PolicyHeader::columns`.
+    #[must_use]
+    pub fn columns(&self) -> u32 {
+        // One for interfaces that no rule names, and one for sockets.
+        self.vias.values().max().map_or(1, |last| last + 2)
+    }
 }
 
 /// Why a policy can't be compiled.
@@ -104,9 +133,13 @@ pub enum CompileError {
     TooManyPrefixes,
     #[error(
         "the rules give sources more than {most} different combinations of verdicts and ends over the guarded ports",
-        most = MAX_LADDERS as usize / ports.max(&1)
+        most = MAX_LADDERS as usize / ladders.max(&1)
     )]
-    TooManyRows { ports: usize },
+    TooManyRows { ladders: usize },
+    #[error(
+        "the rules name {count} interfaces that have to be told apart, and a policy holds at most {MAX_VIAS}"
+    )]
+    TooManyInterfaces { count: usize },
     #[error(
         "for {source_prefix} at port {port} the rules {rules} change the verdict more than {most} times",
         rules = listed(rules),
@@ -122,7 +155,10 @@ impl CompileError {
         match self {
             Self::TooManyPorts { .. } => "Guard only the ports that the service listens on.",
             Self::TooManyPrefixes => "Use shorter lists of prefixes, or wider prefixes.",
-            Self::TooManyRows { .. } => "Give rules the same ends, or guard fewer ports.",
+            Self::TooManyRows { .. } => {
+                "Give rules the same ends, guard fewer ports, or name fewer interfaces."
+            }
+            Self::TooManyInterfaces { .. } => "Name fewer interfaces in rules.",
             Self::TooManySteps { .. } => "Remove one of them, or give some the same end.",
         }
     }
@@ -157,8 +193,9 @@ impl From<IpNet> for Prefix {
 /// When the policy is larger than the tables, or a source's verdict changes too often.
 pub fn compile(input: &Input) -> Result<Tables, CompileError> {
     let ports = port_indices(&input.ports)?;
-    let (effects, additions) = collect(input, &ports);
-    let mut resolver = Resolver::new(input, &ports, effects);
+    let columns = Columns::new(&input.vias)?;
+    let (effects, additions) = collect(input, &ports, &columns);
+    let mut resolver = Resolver::new(input, &ports, &columns, effects);
     let mut sources = Vec::new();
     // The prefixes around the current one, outermost first, each with its state.
     let mut around: Vec<(IpNet, StateId)> = Vec::new();
@@ -187,11 +224,13 @@ pub fn compile(input: &Input) -> Result<Tables, CompileError> {
         aliases,
         sources: sources.into_iter().collect(),
         ladders,
+        vias: columns.by_index().clone(),
         inside: input.inside.clone(),
     })
 }
 
-/// What holds for an address at a port at a moment (boot time in nanoseconds), and the rule that says so.
+/// What holds for an address at a port at a moment (boot time in nanoseconds), and the rule that says so: by the interface that
+/// lets it in, where it depends on the interface.
 ///
 /// It scans all rules: for answering people.
 #[must_use]
@@ -201,13 +240,69 @@ pub fn resolve(
     port: GuardedPort,
     now_ns: u64,
 ) -> (Ruling, Option<RuleId>) {
+    let by = |ifindex| resolve_by(input, address, port, ifindex, now_ns);
+    let elsewhere = by(None);
+    if matches!(elsewhere.0, Ruling::Allow | Ruling::Local) {
+        return elsewhere;
+    }
+    let lets_in = |answer: &(Ruling, _)| matches!(answer.0, Ruling::Allow | Ruling::Local);
+    named_indices(input).map(|ifindex| by(Some(ifindex))).find(lets_in).unwrap_or(elsewhere)
+}
+
+/// As [`resolve`], at a socket, where nothing says by which interface a packet came: [`Ruling::Vouched`] where that matters.
+#[must_use]
+pub fn resolve_at_socket(
+    input: &Input,
+    address: IpAddr,
+    port: GuardedPort,
+    now_ns: u64,
+) -> (Ruling, Option<RuleId>) {
+    let by = |ifindex| resolve_by(input, address, port, ifindex, now_ns);
+    let elsewhere = by(None);
+    let is_here = input.local.iter().chain(&input.guests).any(|prefix| prefix.contains(&address));
+    if is_here || named_indices(input).all(|ifindex| by(Some(ifindex)).0 == elsewhere.0) {
+        return elsewhere;
+    }
+    (Ruling::Vouched, None)
+}
+
+/// One index for each set of interfaces that rules treat alike.
+fn named_indices(input: &Input) -> impl Iterator<Item = u32> {
+    // Where a policy has too many, it is not put in force.
+    let columns = Columns::new(&input.vias).ok();
+    let by_column: BTreeMap<u32, u32> = columns
+        .iter()
+        .flat_map(Columns::by_index)
+        .map(|(ifindex, column)| (*column, *ifindex))
+        .collect();
+    by_column.into_values()
+}
+
+/// As [`resolve`], for a packet that a NIC's hook judges on the interface with this index; `None` for one that no rule names.
+#[must_use]
+pub fn resolve_by(
+    input: &Input,
+    address: IpAddr,
+    port: GuardedPort,
+    ifindex: Option<u32>,
+    now_ns: u64,
+) -> (Ruling, Option<RuleId>) {
     if is_loopback(IpNet::from(address)) {
         return (Ruling::Local, None);
     }
     let port = input.ruled_as(port);
+    let comes_by = |name: &InterfaceName| {
+        input.vias.iter().any(|via| {
+            via.name == *name && ifindex.is_some_and(|ifindex| via.indices.contains(&ifindex))
+        })
+    };
     let mut typed: Option<(u8, &InputRule)> = None;
+    let mut name: Option<&InputRule> = None;
     let mut set: Option<&InputRule> = None;
-    for rule in input.rules.iter().filter(|rule| now_ns < rule.until_ns && rule.is_for(port)) {
+    let holds = |rule: &&InputRule| {
+        now_ns < rule.until_ns && rule.is_for(port) && rule.via.as_ref().is_none_or(comes_by)
+    };
+    for rule in input.rules.iter().filter(holds) {
         let bits = rule
             .prefixes
             .iter()
@@ -224,6 +319,7 @@ pub fn resolve(
                     typed = Some((bits, rule));
                 }
             }
+            RuleKind::Name => name = name.or(Some(rule)),
             RuleKind::Set => {
                 if set.is_none_or(|by| denies && by.action == Action::Allow) {
                     set = Some(rule);
@@ -231,7 +327,7 @@ pub fn resolve(
             }
         }
     }
-    if let Some(rule) = typed.map(|(_, rule)| rule).or(set) {
+    if let Some(rule) = typed.map(|(_, rule)| rule).or(name).or(set) {
         return (ruling_of(rule.action), Some(rule.id.clone()));
     }
     if input.local.iter().any(|prefix| prefix.contains(&address)) {
@@ -322,7 +418,7 @@ fn alias_indices(
 /// What a prefix adds for the addresses in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Effect {
-    Rule { kind: RuleKind, action: Action, until_ns: u64, ports: PortSet },
+    Rule { kind: RuleKind, action: Action, until_ns: u64, ports: PortSet, columns: ColumnSet },
     Local,
     Guest,
     Loopback,
@@ -340,6 +436,7 @@ type EffectId = usize;
 fn collect(
     input: &Input,
     ports: &BTreeMap<GuardedPort, PortIndex>,
+    columns: &Columns,
 ) -> (Vec<Effect>, Vec<(IpNet, EffectId)>) {
     let mut ids = HashMap::new();
     let mut effects = Vec::new();
@@ -356,9 +453,16 @@ fn collect(
             .iter()
             .filter(|(port, _)| rule.is_for(**port))
             .fold(0, |set, (_, index)| set | 1 << index);
-        if for_ports != 0 {
-            let (kind, action, until_ns) = (rule.kind, rule.action, rule.until_ns);
-            add(Effect::Rule { kind, action, until_ns, ports: for_ports }, &rule.prefixes);
+        let by_columns = columns.of(rule.via.as_ref());
+        if for_ports != 0 && by_columns != 0 {
+            let effect = Effect::Rule {
+                kind: rule.kind,
+                action: rule.action,
+                until_ns: rule.until_ns,
+                ports: for_ports,
+                columns: by_columns,
+            };
+            add(effect, &rule.prefixes);
         }
     }
     add(Effect::Local, &input.local);
@@ -382,14 +486,17 @@ struct State {
     is_local: bool,
     is_guest: bool,
     is_loopback: bool,
-    /// By port index.
-    ports: Vec<PortState>,
+    /// Port after port, one for each column but the sockets'.
+    cells: Vec<Cell>,
 }
 
+/// What the rules say at one port, by the interfaces of one column.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct PortState {
+struct Cell {
     /// What the prefixes typed by hand say; `None` where none does.
     typed: Timeline<Option<Action>>,
+    /// Until when some name allows; 0 for never.
+    name_allow_until_ns: u64,
     /// Until when some set denies; 0 for never.
     set_deny_until_ns: u64,
     /// Until when some set allows; 0 for never.
@@ -403,6 +510,7 @@ type StateId = usize;
 struct Resolver<'a> {
     input: &'a Input,
     ports: &'a BTreeMap<GuardedPort, PortIndex>,
+    columns: &'a Columns,
     effects: Vec<Effect>,
     states: Vec<State>,
     values: Vec<SourceValue>,
@@ -420,25 +528,28 @@ impl<'a> Resolver<'a> {
     fn new(
         input: &'a Input,
         ports: &'a BTreeMap<GuardedPort, PortIndex>,
+        columns: &'a Columns,
         effects: Vec<Effect>,
     ) -> Self {
         let nothing = State {
             is_local: false,
             is_guest: false,
             is_loopback: false,
-            ports: vec![
-                PortState {
+            cells: vec![
+                Cell {
                     typed: Timeline::always(None),
+                    name_allow_until_ns: 0,
                     set_deny_until_ns: 0,
                     set_allow_until_ns: 0,
                 };
-                ports.len()
+                ports.len() * columns.of_interfaces()
             ],
         };
-        let row = vec![Ladder::always(Ruling::NoRule); ports.len()];
+        let row = vec![Ladder::always(Ruling::NoRule); ports.len() * columns.with_sockets()];
         Self {
             input,
             ports,
+            columns,
             effects,
             states: vec![nothing.clone()],
             values: vec![SourceValue::default()],
@@ -465,7 +576,7 @@ impl<'a> Resolver<'a> {
             return Ok(*state);
         }
         let added: Vec<Effect> = combination.1.iter().map(|id| self.effects[*id]).collect();
-        let state = self.states[outer].with(&added);
+        let state = self.states[outer].with(&added, self.columns.of_interfaces());
         let id = if let Some(id) = self.ids.get(&state) {
             *id
         } else {
@@ -481,13 +592,25 @@ impl<'a> Resolver<'a> {
     }
 
     fn make_value(&mut self, state: &State, prefix: IpNet) -> Result<SourceValue, CompileError> {
-        let mut row = Vec::with_capacity(self.ports.len());
-        for (port, at_port) in self.ports.keys().zip(&state.ports) {
-            let rulings = at_port.rulings(state);
-            let ladder = rulings.ladder().ok_or_else(|| self.too_many_steps(prefix, *port))?;
-            row.push(ladder);
+        let is_here = state.is_local || state.is_guest;
+        let mut flags = if is_here { SOURCE_LOCAL } else { 0 };
+        let mut row = Vec::with_capacity(self.ports.len() * self.columns.with_sockets());
+        let cells = state.cells.chunks(self.columns.of_interfaces());
+        for (port, at_port) in self.ports.keys().zip(cells) {
+            let mut rulings: Vec<_> = at_port.iter().map(|cell| cell.rulings(state)).collect();
+            if self.columns.with_sockets() > rulings.len() {
+                // What comes from this host itself passes no NIC's hook.
+                let by_any = if is_here { &rulings[..1] } else { &rulings };
+                let at_socket = Timeline::agreed(by_any, Ruling::Vouched);
+                if at_socket.has(Ruling::Vouched) {
+                    flags |= SOURCE_BY_INTERFACE;
+                }
+                rulings.push(at_socket);
+            }
+            for rulings in rulings {
+                row.push(rulings.ladder().ok_or_else(|| self.too_many_steps(prefix, *port))?);
+            }
         }
-        let flags = if state.is_local || state.is_guest { SOURCE_LOCAL } else { 0 };
         Ok(SourceValue { row: self.row_id(row)?, flags })
     }
 
@@ -495,12 +618,13 @@ impl<'a> Resolver<'a> {
         if let Some(id) = self.row_ids.get(&row) {
             return Ok(*id);
         }
-        let ports = self.ports.len();
-        if (self.rows.len() + 1) * ports > MAX_LADDERS as usize {
-            return Err(CompileError::TooManyRows { ports });
+        let ladders = row.len();
+        if (self.rows.len() + 1) * ladders > MAX_LADDERS as usize {
+            return Err(CompileError::TooManyRows { ladders });
         }
         // At most MAX_LADDERS rows: where no port is guarded, all rows are row 0.
-        let id = u32::try_from(self.rows.len()).map_err(|_| CompileError::TooManyRows { ports })?;
+        let id =
+            u32::try_from(self.rows.len()).map_err(|_| CompileError::TooManyRows { ladders })?;
         self.rows.push(row.clone());
         self.row_ids.insert(row, id);
         Ok(id)
@@ -520,7 +644,7 @@ impl<'a> Resolver<'a> {
 
 impl State {
     /// This state with what a prefix inside it adds.
-    fn with(&self, effects: &[Effect]) -> Self {
+    fn with(&self, effects: &[Effect], columns: usize) -> Self {
         let mut inner = self.clone();
         for effect in effects {
             match effect {
@@ -530,25 +654,29 @@ impl State {
                 Effect::Rule { .. } => {}
             }
         }
-        for (index, at_port) in inner.ports.iter_mut().enumerate() {
+        for (index, cell) in inner.cells.iter_mut().enumerate() {
+            let (port, column) = (index / columns, index % columns);
             let (mut deny_until_ns, mut allow_until_ns) = (0, 0);
             for effect in effects {
-                let Effect::Rule { kind, action, until_ns, ports } = *effect else {
+                let Effect::Rule { kind, action, until_ns, ports, columns } = *effect else {
                     continue;
                 };
-                if ports & 1 << index == 0 {
+                if ports & 1 << port == 0 || columns & 1 << column == 0 {
                     continue;
                 }
                 let latest = match (kind, action) {
                     (RuleKind::Typed, Action::Deny) => &mut deny_until_ns,
                     (RuleKind::Typed, Action::Allow) => &mut allow_until_ns,
-                    (RuleKind::Set, Action::Deny) => &mut at_port.set_deny_until_ns,
-                    (RuleKind::Set, Action::Allow) => &mut at_port.set_allow_until_ns,
+                    (RuleKind::Name, Action::Allow) => &mut cell.name_allow_until_ns,
+                    // No such rule is made, and it would say nothing.
+                    (RuleKind::Name, Action::Deny) => continue,
+                    (RuleKind::Set, Action::Deny) => &mut cell.set_deny_until_ns,
+                    (RuleKind::Set, Action::Allow) => &mut cell.set_allow_until_ns,
                 };
                 *latest = until_ns.max(*latest);
             }
             // Between rules of one prefix deny wins; what has ended uncovers the less specific prefix.
-            at_port.typed = at_port.typed.covered_by(&[
+            cell.typed = cell.typed.covered_by(&[
                 (deny_until_ns, Some(Action::Deny)),
                 (allow_until_ns, Some(Action::Allow)),
             ]);
@@ -557,8 +685,8 @@ impl State {
     }
 }
 
-impl PortState {
-    /// The design's order, at one port: prefixes typed by hand, sets (deny wins), local sources, else no rule. Loopback
+impl Cell {
+    /// The design's order, at one port: prefixes typed by hand, names, sets (deny wins), local sources, else no rule. Loopback
     /// stands above: it can't be denied.
     fn rulings(&self, state: &State) -> Timeline<Ruling> {
         if state.is_loopback {
@@ -566,6 +694,7 @@ impl PortState {
         }
         let no_rule = if state.is_local { Ruling::Local } else { Ruling::NoRule };
         let below_typed = Timeline::always(no_rule).covered_by(&[
+            (self.name_allow_until_ns, Ruling::Allow),
             (self.set_deny_until_ns, Ruling::Deny),
             (self.set_allow_until_ns, Ruling::Allow),
         ]);

@@ -20,7 +20,7 @@ use guard_common::packet::Protocol;
 use crate::{
     bounded_file::{self, ReadError},
     control::{Failure, FailureKind, Mode},
-    rule::{GuardedPort, Rule, listed, quoted},
+    rule::{GuardedPort, MAX_INTERFACE_NAME_BYTES, Rule, listed, quoted},
 };
 
 /// Where the configuration is looked for when no other file is named.
@@ -199,9 +199,6 @@ impl From<InterfaceError> for Failure {
     }
 }
 
-/// `IFNAMSIZ` of `include/uapi/linux/if.h`, less the zero at the end.
-const MAX_NAME_BYTES: usize = 15;
-
 /// Patterns that are longer than names make sense (`[abc]`), but not much longer.
 const MAX_PATTERN_BYTES: usize = 64;
 
@@ -213,7 +210,7 @@ impl FromStr for InterfacePattern {
         let never_in_names = |character: char| {
             matches!(character, '/' | ':') || character.is_whitespace() || character.is_control()
         };
-        let most = if is_name(text) { MAX_NAME_BYTES } else { MAX_PATTERN_BYTES };
+        let most = if is_name(text) { MAX_INTERFACE_NAME_BYTES } else { MAX_PATTERN_BYTES };
         if text.is_empty() || text.len() > most || text.contains(never_in_names) {
             return Err(error());
         }

@@ -60,6 +60,9 @@ pub struct AddRules {
     /// As typed; empty for every guarded port.
     #[serde(default)]
     pub ports: Vec<String>,
+    /// As typed: the interface that the sources' packets come by; every one where it is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub via: Option<String>,
     /// How long they hold; for ever where it is absent.
     #[serde(rename = "for", default, skip_serializing_if = "Option::is_none")]
     pub for_seconds: Option<u64>,
@@ -113,12 +116,18 @@ pub struct RuleView {
     pub source: String,
     /// Empty for every guarded port.
     pub ports: Vec<String>,
+    /// The interface that its packets come by; `None` for every one, or for the one that the source names.
+    #[serde(default)]
+    pub via: Option<String>,
+    /// Why no packet can match it at present, in a few words, where that is so: nothing can be told to come by its interface.
+    #[serde(default)]
+    pub idle: Option<String>,
     pub until: Option<Timestamp>,
     pub comment: Option<String>,
     pub origin: Origin,
     /// How many prefixes it stands for at present; 1 where one was typed by hand.
     pub prefixes: usize,
-    /// Wider than needs no `--yes`.
+    /// Wider than /8 (IPv4) or /16 (IPv6), or everyone by an interface.
     #[serde(default)]
     pub wide: bool,
 }
@@ -169,8 +178,11 @@ pub struct Status {
     /// Whether enforcement stays when the daemon ends.
     pub outlives_daemon: bool,
     pub rules: usize,
-    /// Allow rules wider than /8 (IPv4) or /16 (IPv6).
+    /// Allow rules wider than /8 (IPv4) or /16 (IPv6), and those that let in everyone by an interface.
     pub wide_rules: Vec<String>,
+    /// Rules that no packet can match at present, and why, one sentence each.
+    #[serde(default)]
+    pub idle_rules: Vec<String>,
     pub counters: Vec<CounterView>,
     pub events: EventTotals,
     pub version: String,
@@ -247,6 +259,9 @@ pub struct PlaceVerdict {
     pub reason: Option<String>,
     /// The rule that says so.
     pub rule: Option<RuleView>,
+    /// At the socket: what a covered interface has let in by a rule for that interface gets in all the same.
+    #[serde(default)]
+    pub by_interface: bool,
 }
 
 /// Everything that can be asked.

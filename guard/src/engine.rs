@@ -11,14 +11,17 @@ mod start;
 mod status;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet, HashSet},
     mem,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use guard_common::{
-    abi::{FLAG_BACKSTOP, FLAG_FORWARDED, FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, FLAG_REJECT, NO_END},
+    abi::{
+        FLAG_BACKSTOP, FLAG_FORWARDED, FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, FLAG_REJECT, NO_END,
+        Ruling,
+    },
     packet::Protocol,
     verdict::Hook,
 };
@@ -31,11 +34,11 @@ use self::{
     settings::Settings,
 };
 use crate::{
-    compile::{self, Input},
+    compile::{self, Input, Via},
     config::Forwarded,
     control::{
-        AddRules, Change, Control, Explain, Explanation, Failure, Mode, PlaceVerdict, RemoveRules,
-        RuleView, SetMode, Status,
+        AddRules, Change, Control, Explain, Explanation, Failure, InterfaceStatus, Mode,
+        PlaceVerdict, RemoveRules, RuleView, SetMode, Status,
     },
     host::{
         bpffs,
@@ -52,9 +55,12 @@ use crate::{
         probe,
         tables::{PolicyMaps, Terms},
     },
-    output::text::{count, count_of},
+    output::{
+        self,
+        text::{count, count_of},
+    },
     policy::{self, Clock, Policy, Sets},
-    rule::GuardedPort,
+    rule::{GuardedPort, InterfaceName},
     state::{RunFlags, State},
 };
 
@@ -213,7 +219,7 @@ impl Engine {
     /// Returns what is worth a line in the log: ports newly published or no longer, and the connections that were cut.
     fn follow_addresses(&mut self, facts: &Facts) -> Result<Vec<String>, Failure> {
         let policy = self.policy(&self.settings, &self.state)?;
-        let mut input = self.input(&policy, facts)?;
+        let mut input = self.input(&self.settings.clone(), &policy, facts)?;
         let terms = self.terms(&input, &self.settings, &self.state)?;
         let header = self.maps.as_ref().map(PolicyMaps::header).transpose()?.flatten();
         let same_flags = header.is_some_and(|header| header.flags == terms.flags);
@@ -289,12 +295,24 @@ impl Engine {
         Ok(Policy::new(ports, [&settings.config.rules, &settings.flag_rules, &state.rules]))
     }
 
-    fn input(&mut self, policy: &Policy, facts: &Facts) -> Result<Input, Failure> {
+    fn input(
+        &mut self,
+        settings: &Settings,
+        policy: &Policy,
+        facts: &Facts,
+    ) -> Result<Input, Failure> {
         self.sets.complete(&policy.rules)?;
+        let rules = policy.input_rules(&self.sets, &facts.lan, &self.clock())?;
+        let names: BTreeSet<_> = rules.iter().filter_map(|rule| rule.via.clone()).collect();
+        let via = |name| Via {
+            indices: coverage::judged_at(&settings.config, facts, &name).unwrap_or_default(),
+            name,
+        };
         Ok(Input {
             ports: policy.ports.clone(),
             aliases: published_to(&policy.ports, facts),
-            rules: policy.input_rules(&self.sets, &facts.lan, &self.clock())?,
+            rules,
+            vias: names.into_iter().map(via).collect(),
             local: facts.local.clone(),
             guests: facts.guests.clone(),
             inside: facts.inside(),
@@ -377,9 +395,23 @@ impl Engine {
         facts: &Facts,
     ) -> Result<Option<u64>, Failure> {
         let policy = self.policy(settings, state)?;
-        let input = self.input(&policy, facts)?;
+        let input = self.input(settings, &policy, facts)?;
         let terms = self.terms(&input, settings, state)?;
         self.put(input, terms)
+    }
+
+    fn views(&self, policy: &Policy, facts: &Facts) -> Result<Vec<RuleView>, Failure> {
+        let config = &self.settings.config;
+        let mut covered = HashSet::new();
+        // The kernel is asked only where somebody names an interface.
+        if policy.rules.iter().any(|rule| rule.interface().is_some()) {
+            let (interfaces, _) =
+                coverage::report(&self.pins, config, facts, &links::ours(&self.pins)?)?;
+            let has_hook = |it: &InterfaceStatus| it.hook.is_some() || self.maps.is_none();
+            covered.extend(interfaces.into_iter().filter(has_hook).map(|it| it.index));
+        }
+        let idle = |name: &InterfaceName| coverage::idle(config, facts, &covered, name);
+        Ok(policy.views(&self.sets, &facts.lan, &self.clock(), idle))
     }
 
     fn changed(
@@ -409,7 +441,7 @@ impl Control for Engine {
         let facts = Facts::gather(&self.settings.config)?;
         let policy = self.policy(&self.settings, &self.state)?;
         self.sets.complete(&policy.rules)?;
-        Ok(policy.views(&self.sets, &facts.lan, &self.clock()))
+        self.views(&policy, &facts)
     }
 
     fn add_rules(&mut self, request: &AddRules) -> Result<Change, Failure> {
@@ -418,8 +450,11 @@ impl Control for Engine {
         let added = policy::add(&policy, request, &mut state, &self.clock())?;
         let generation = self.change(&self.settings.clone(), state)?;
         let all = self.rules()?;
-        let rules = all.into_iter().filter(|rule| added.ids.contains(&rule.id)).collect();
-        Ok(self.changed(generation, rules, added.notes))
+        let rules: Vec<RuleView> =
+            all.into_iter().filter(|rule| added.ids.contains(&rule.id)).collect();
+        let mut notes = added.notes;
+        notes.extend(rules.iter().filter_map(output::idle));
+        Ok(self.changed(generation, rules, notes))
     }
 
     fn remove_rules(&mut self, request: &RemoveRules) -> Result<Change, Failure> {
@@ -456,19 +491,14 @@ impl Control for Engine {
         }
         let facts = Facts::gather(&self.settings.config)?;
         let policy = self.policy(&self.settings, &self.state)?;
-        let input = self.input(&policy, &facts)?;
+        let input = self.input(&self.settings.clone(), &policy, &facts)?;
         let port: GuardedPort = match &request.port {
             Some(text) => text.parse()?,
             None => *policy.ports.first().ok_or(KernelError::NotLoaded)?,
         };
         let source = request.source.to_canonical();
-        let (_, decisive) = compile::resolve(&input, source, port, probe::boot_ns());
-        let decisive = decisive.and_then(|id| {
-            policy
-                .views(&self.sets, &facts.lan, &self.clock())
-                .into_iter()
-                .find(|view| view.id == id)
-        });
+        let views = self.views(&policy, &facts)?;
+        let now_ns = probe::boot_ns();
 
         let mut oracle = Oracle::open(&self.pins)?;
         let mut places = Vec::new();
@@ -486,24 +516,32 @@ impl Control for Engine {
                 Hook::Edge => format!("forwarded to {}", interface.name),
                 Hook::Xdp | Hook::Tcx | Hook::Cgroup => interface.name,
             };
-            places.push((place, hook, destination));
+            places.push((place, hook, interface.index, destination));
         }
         if attach::backstop(&links::ours(&self.pins)?).is_some() {
             let destination =
                 facts.any_own_address(source).unwrap_or_else(|| documentation_address(source));
-            places.push(("socket".to_owned(), Hook::Cgroup, destination));
+            places.push(("socket".to_owned(), Hook::Cgroup, 0, destination));
         }
         let places = places
             .into_iter()
-            .map(|(place, hook, destination)| {
-                let answer = oracle.ask(hook, &Question { source, destination, port })?;
+            .map(|(place, hook, ifindex, destination)| {
+                let question = Question { source, destination, port, ifindex };
+                let answer = oracle.ask(hook, &question)?;
                 let by_rule = answer.is_some_and(|(_, reason)| reason.is_by_rule());
+                let (ruling, decisive) = match hook {
+                    Hook::Cgroup => compile::resolve_at_socket(&input, source, port, now_ns),
+                    _ => compile::resolve_by(&input, source, port, Some(ifindex), now_ns),
+                };
                 Ok(PlaceVerdict {
                     place,
                     hook: hook.name().to_owned(),
                     verdict: answer.map_or("not-guarded", |(verdict, _)| verdict.name()).to_owned(),
                     reason: answer.map(|(_, reason)| reason.name().to_owned()),
-                    rule: decisive.clone().filter(|_| by_rule),
+                    rule: decisive
+                        .filter(|_| by_rule)
+                        .and_then(|id| views.iter().find(|view| view.id == id).cloned()),
+                    by_interface: ruling == Ruling::Vouched,
                 })
             })
             .collect::<Result<_, KernelError>>()?;
@@ -533,6 +571,7 @@ impl Control for Engine {
             notes.extend(coverage::cover(&self.pins, &self.settings.config, &facts)?);
         }
         let rules = self.rules()?;
+        notes.extend(rules.iter().filter_map(output::idle));
         Ok(self.changed(generation, rules, notes))
     }
 
@@ -584,7 +623,7 @@ impl Engine {
     fn change_settings(&mut self, settings: &Settings) -> Result<Option<u64>, Failure> {
         let facts = Facts::gather(&settings.config)?;
         let policy = self.policy(settings, &self.state)?;
-        let input = self.input(&policy, &facts)?;
+        let input = self.input(settings, &policy, &facts)?;
         if self.maps.is_some() {
             let tables = compile::compile(&input)?;
             start::check_sessions(&self.newly_guarded(settings)?, &tables, settings, false)?;
@@ -643,6 +682,7 @@ mod tests {
             kind: RuleKind::Typed,
             prefixes: Vec::new(),
             ports: Vec::new(),
+            via: None,
             until_ns: *until_ns,
         };
         Input { rules: ends.iter().map(rule).collect(), ..Input::default() }

@@ -20,6 +20,10 @@ pub struct Plan {
     pub remove_ports: Vec<GuardedPort>,
     /// New ports and aliases, and those whose value changes.
     pub put_ports: Vec<(GuardedPort, PortValue)>,
+    /// By the index of the interface.
+    pub remove_vias: Vec<u32>,
+    /// New interfaces, and interfaces whose column changes.
+    pub put_vias: Vec<(u32, u32)>,
     /// By index within the slot. Ladders beyond the wanted ones stay as they are: no entry leads to them.
     pub put_ladders: Vec<(u32, Ladder)>,
     /// Interface indexes.
@@ -44,6 +48,8 @@ pub fn plan(current: &Tables, wanted: &Tables) -> Plan {
         put_sources: new_or_changed(&current.sources, &wanted.sources),
         remove_ports: gone(&current_ports, &wanted_ports),
         put_ports: new_or_changed(&current_ports, &wanted_ports),
+        remove_vias: gone(&current.vias, &wanted.vias),
+        put_vias: new_or_changed(&current.vias, &wanted.vias),
         put_ladders: (0..)
             .zip(&wanted.ladders)
             .zip(current.ladders.iter().map(Some).chain(std::iter::repeat(None)))
@@ -104,11 +110,11 @@ mod tests {
             btree_map(alias, 0..4u32, 0..3),
             btree_map(prefix, value, 0..8),
             vec(ladder.prop_map(Ladder::always), 0..8),
-            btree_set(1..6u32, 0..4),
+            (btree_set(1..6u32, 0..4), btree_map(2..6u32, 1..4u32, 0..4)),
         )
-            .prop_map(|(ports, mut aliases, sources, ladders, inside)| {
+            .prop_map(|(ports, mut aliases, sources, ladders, (inside, vias))| {
                 aliases.retain(|alias, _| !ports.contains_key(alias));
-                Tables { ports, aliases, sources, ladders, inside }
+                Tables { ports, aliases, sources, ladders, inside, vias }
             })
     }
 
@@ -132,6 +138,12 @@ mod tests {
             of_kind.map(|(port, value)| (*port, value.index)).collect()
         };
         (tables.ports, tables.aliases) = (indices(0), indices(PORT_ALIAS));
+        for ifindex in &plan.remove_vias {
+            assert!(tables.vias.remove(ifindex).is_some(), "there is nothing to remove");
+        }
+        for (ifindex, column) in &plan.put_vias {
+            assert_ne!(tables.vias.insert(*ifindex, *column), Some(*column), "no change");
+        }
         for (index, ladder) in &plan.put_ladders {
             let index = *index as usize;
             if tables.ladders.len() <= index {

@@ -7,15 +7,17 @@ mod sets;
 pub use change::{Added, add, end_after, remove};
 pub use sets::{SetError, Sets};
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use guard_common::abi::NO_END;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use jiff::Timestamp;
 
 use crate::{
     compile::{InputRule, RuleKind},
     control::{Failure, RuleView},
     host::interfaces::LanPrefixes,
-    rule::{Action, GuardedPort, Rule, RuleId, Source, is_wide},
+    rule::{Action, GuardedPort, InterfaceName, Rule, RuleId, Source, is_wide},
 };
 
 /// Guarded ports and rules.
@@ -88,15 +90,23 @@ impl Policy {
                 kind,
                 prefixes,
                 ports: rule.ports.clone(),
+                via: rule.interface().cloned(),
                 until_ns,
             });
         }
         Ok(input)
     }
 
-    /// The rules as they are shown: those that have ended are left out.
+    /// The rules as they are shown: those that have ended are left out. `idle` says why nothing can be told to come by an
+    /// interface, if that is so.
     #[must_use]
-    pub fn views(&self, sets: &Sets, lan: &LanPrefixes, clock: &Clock) -> Vec<RuleView> {
+    pub fn views(
+        &self,
+        sets: &Sets,
+        lan: &LanPrefixes,
+        clock: &Clock,
+        idle: impl Fn(&InterfaceName) -> Option<String>,
+    ) -> Vec<RuleView> {
         self.rules
             .iter()
             .filter(|rule| rule.until.is_none_or(|until| until > clock.wall))
@@ -105,6 +115,8 @@ impl Policy {
                 action: rule.action,
                 source: rule.source.to_string(),
                 ports: rule.ports.iter().map(ToString::to_string).collect(),
+                via: rule.via.as_ref().map(ToString::to_string),
+                idle: rule.interface().and_then(&idle),
                 until: rule.until,
                 comment: rule.comment.clone(),
                 origin: rule.origin.clone(),
@@ -115,7 +127,7 @@ impl Policy {
             .collect()
     }
 
-    /// The allow rules that let in more than a /8 (IPv4) or /16 (IPv6).
+    /// The allow rules that let in more than a /8 (IPv4) or /16 (IPv6), or everyone by an interface.
     #[must_use]
     pub fn wide_rules(&self) -> Vec<&Rule> {
         self.rules.iter().filter(|rule| is_wide_allow(rule)).collect()
@@ -138,8 +150,19 @@ pub fn check_wide(action: Action, source: &Source, is_confirmed: bool) -> Result
     }
 }
 
+/// An interface needs no confirmation: it is named for being narrower than its addresses. How wide it is nobody here knows, so it
+/// is shown.
 fn is_wide_allow(rule: &Rule) -> bool {
-    check_wide(rule.action, &rule.source, false).is_err()
+    matches!(rule.source, Source::Interface(_))
+        || check_wide(rule.action, &rule.source, false).is_err()
+}
+
+/// Every address of both families.
+fn everyone() -> Vec<IpNet> {
+    vec![
+        IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0)),
+        IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0)),
+    ]
 }
 
 fn prefixes(
@@ -151,13 +174,15 @@ fn prefixes(
         Source::Prefix(prefix) => (RuleKind::Typed, vec![*prefix]),
         Source::File(path) => (RuleKind::Set, sets.prefixes(path)?.to_vec()),
         Source::Lan => (RuleKind::Set, lan.private.clone()),
+        Source::Interface(_) => (RuleKind::Name, everyone()),
         Source::Lan6 => (RuleKind::Set, [lan.private.as_slice(), &lan.global6].concat()),
     })
 }
 
 /// Whether two rules are one and the same but for how long they hold and what is said of them.
 fn is_same(one: &Rule, other: &Rule) -> bool {
-    (one.action, &one.source, &one.ports) == (other.action, &other.source, &other.ports)
+    (one.action, &one.source, &one.ports, &one.via)
+        == (other.action, &other.source, &other.ports, &other.via)
 }
 
 /// The id of a rule that denies just what this one allows, and wins.
@@ -167,8 +192,12 @@ fn denied_by<'a>(rules: &'a [Rule], rule: &Rule) -> Option<&'a RuleId> {
             rule.ports.is_empty() || !rule.ports.iter().all(|port| other.is_for(*port));
         other.ports.is_empty() || !is_narrower
     };
+    let covers_interface = |other: &Rule| other.via.is_none() || other.via == rule.via;
     let denies = |other: &&Rule| {
-        other.action == Action::Deny && other.source == rule.source && covers_ports(other)
+        other.action == Action::Deny
+            && other.source == rule.source
+            && covers_ports(other)
+            && covers_interface(other)
     };
     (rule.action == Action::Allow).then(|| rules.iter().find(denies)).flatten().map(|rule| &rule.id)
 }
@@ -184,6 +213,7 @@ mod tests {
             action,
             source: source.parse().unwrap(),
             ports: Vec::new(),
+            via: None,
             until: None,
             comment: None,
             origin: Origin::Command,
@@ -251,6 +281,34 @@ mod tests {
         assert_eq!(input[0].prefixes, lan.private);
         assert_eq!(input[1].prefixes, [lan.private[0], lan.global6[0]]);
         assert!(input.iter().all(|rule| rule.kind == RuleKind::Set));
+    }
+
+    #[test]
+    fn an_interface_stands_for_everyone_who_comes_by_it() {
+        let mut by_eth1 = rule("2", Action::Deny, "192.0.2.0/24");
+        by_eth1.via = Some("eth1".parse().unwrap());
+        let rules = [rule("1", Action::Allow, "if:wg0"), by_eth1];
+        let policy = Policy::new(Vec::new(), [&rules, &[], &[]]);
+        let (sets, lan) = (Sets::default(), LanPrefixes::default());
+        let input = policy.input_rules(&sets, &lan, &clock()).unwrap();
+        assert_eq!(input[0].kind, RuleKind::Name);
+        assert_eq!(input[0].prefixes, everyone());
+        let names = input.iter().map(|rule| rule.via.as_ref().map(InterfaceName::as_str));
+        assert_eq!(names.collect::<Vec<_>>(), [Some("wg0"), Some("eth1")]);
+
+        let idle = |name: &InterfaceName| (name.as_str() == "wg0").then(|| "absent".to_owned());
+        let views = policy.views(&sets, &lan, &clock(), idle);
+        let shown: Vec<_> = views
+            .iter()
+            .map(|view| {
+                (view.source.as_str(), view.via.as_deref(), view.idle.as_deref(), view.wide)
+            })
+            .collect();
+        assert_eq!(
+            shown,
+            [("if:wg0", None, Some("absent"), true), ("192.0.2.0/24", Some("eth1"), None, false)]
+        );
+        assert!(check_wide(Action::Allow, &rules[0].source, false).is_ok());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! [`Source`] and [`GuardedPort`] are read with `FromStr` and written with `Display`; what is written reads back as
 //! the same value.
 
+mod interface;
 mod port;
 mod source;
 
@@ -14,8 +15,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    interface::{InterfaceName, InterfaceNameError, MAX_INTERFACE_NAME_BYTES},
     port::{PortError, parse_port_list, parse_ports},
-    source::{SourceError, check_action, is_loopback, is_wide},
+    source::{SourceError, check_action, check_via, is_loopback, is_wide},
 };
 
 /// The longest comment of a rule, in characters.
@@ -41,6 +43,8 @@ pub enum Source {
     Lan,
     /// `lan6`: as `lan`, and the on-link global /64s.
     Lan6,
+    /// `if:NAME`: everyone who comes by this interface.
+    Interface(InterfaceName),
 }
 
 /// A port that is guarded, or that a rule holds for. Written `11434`, `tcp/11434` or `udp/53`.
@@ -73,6 +77,8 @@ pub struct Rule {
     pub source: Source,
     /// The ports it holds for; empty for every guarded port.
     pub ports: Vec<GuardedPort>,
+    /// The interface its packets come by; `None` for every one, or for the one that the source names.
+    pub via: Option<InterfaceName>,
     /// When it ends, by the wall clock.
     pub until: Option<Timestamp>,
     pub comment: Option<String>,
@@ -127,6 +133,15 @@ impl Rule {
     #[must_use]
     pub fn is_for(&self, port: GuardedPort) -> bool {
         self.ports.is_empty() || self.ports.contains(&port)
+    }
+
+    /// The interface it holds for; `None` for every one.
+    #[must_use]
+    pub fn interface(&self) -> Option<&InterfaceName> {
+        match &self.source {
+            Source::Interface(name) => Some(name),
+            _ => self.via.as_ref(),
+        }
     }
 }
 

@@ -6,8 +6,9 @@ use crate::{
     control::{Enforcement, Mode, RuleView, Status},
     host::sockets::{Listener, Peer, Process},
     output::{
-        backstop, ends, interfaces, scope,
+        backstop, ends, idle, interfaces, scope,
         text::{Page, View, bounded, columns, count, count_of, escaped, is_or_are, list, ports},
+        who,
     },
     rule::Action,
 };
@@ -156,27 +157,30 @@ fn allowed(startup: &Startup, observes: bool, view: &View, page: &mut Page) {
     let allows: Vec<&RuleView> =
         startup.rules.iter().filter(|rule| rule.action == Action::Allow).collect();
     let denies = startup.rules.len() - allows.len();
-    let mut who = vec!["this machine".to_owned()];
+    let mut let_in = vec!["this machine".to_owned()];
     if startup.containers {
-        who.push("its containers".to_owned());
+        let_in.push("its containers".to_owned());
     }
     if !allows.is_empty() {
-        who.push(count_of(&allows, "allow rule"));
+        let_in.push(count_of(&allows, "allow rule"));
     }
-    let mut who = list(&who);
+    let mut let_in = list(&let_in);
     if denies > 0 {
-        who = format!("{who} (less {})", count(denies as u64, "deny rule"));
+        let_in = format!("{let_in} (less {})", count(denies as u64, "deny rule"));
     }
     let label = if observes { "allowed, once guard enforces:" } else { "allowed:" };
-    page.line(format!("{label} {who}"));
+    page.line(format!("{label} {let_in}"));
     page.block(&columns(&bounded(&allows, MOST, |rule| {
         vec![
             format!("rule {}", escaped(&rule.id.0)),
-            escaped(&rule.source),
+            who(rule),
             format!("{}{}", scope(rule), ends(rule, view)),
             rule.comment.as_deref().map(escaped).unwrap_or_default(),
         ]
     })));
+    for sentence in startup.rules.iter().filter_map(idle).take(MOST) {
+        page.line(format!("{} {}", view.notable("note:"), escaped(&sentence)));
+    }
 }
 
 /// Native XDP is the earliest place to drop, and never chosen by itself where other traffic would pay for it.
@@ -264,6 +268,7 @@ mod tests {
             outlives_daemon: true,
             rules: 0,
             wide_rules: Vec::new(),
+            idle_rules: Vec::new(),
             counters: Vec::new(),
             events: EventTotals::default(),
             version: "0.1.0".into(),
@@ -289,6 +294,8 @@ mod tests {
             action,
             source: source.into(),
             ports: Vec::new(),
+            via: None,
+            idle: None,
             until: None,
             comment: None,
             origin: Origin::Command,

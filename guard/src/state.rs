@@ -17,7 +17,10 @@ use serde::{Deserialize, Serialize};
 use crate::{
     bounded_file::{self, ReadError},
     control::{Failure, Mode},
-    rule::{Action, GuardedPort, Origin, Rule, RuleId, Source, check_action, comment_problem},
+    rule::{
+        Action, GuardedPort, InterfaceName, Origin, Rule, RuleId, Source, check_action, check_via,
+        comment_problem,
+    },
 };
 
 /// The file's name in the state directory.
@@ -142,6 +145,8 @@ struct StoredRule {
     action: Action,
     source: Source,
     ports: Vec<GuardedPort>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    via: Option<InterfaceName>,
     until: Option<Timestamp>,
     comment: Option<String>,
 }
@@ -209,6 +214,7 @@ impl State {
             action: rule.action,
             source: rule.source.clone(),
             ports: rule.ports.clone(),
+            via: rule.via.clone(),
             until: rule.until,
             comment: rule.comment.clone(),
         });
@@ -262,7 +268,9 @@ fn understand(bytes: &[u8]) -> Result<State, String> {
         if !is_new {
             return Err("a rule's number is used twice or was never given".to_owned());
         }
-        if let Err(error) = check_action(rule.action, &rule.source) {
+        let is_rule = check_action(rule.action, &rule.source)
+            .and_then(|()| check_via(&rule.source, rule.via.as_ref()));
+        if let Err(error) = is_rule {
             return Err(error.to_string());
         }
         if let Some((what, _)) = rule.comment.as_deref().and_then(comment_problem) {
@@ -274,6 +282,7 @@ fn understand(bytes: &[u8]) -> Result<State, String> {
         action: rule.action,
         source: rule.source,
         ports: rule.ports,
+        via: rule.via,
         until: rule.until,
         comment: rule.comment,
         origin: Origin::Command,
@@ -305,15 +314,17 @@ mod tests {
             action: Action::Allow,
             source: source.parse().unwrap(),
             ports: vec!["11434".parse().unwrap(), "udp/53".parse().unwrap()],
+            via: Some("wg0".parse().unwrap()),
             until: Some(time("2027-01-31T00:00:00.5Z")),
             comment: Some("office \"north\"".to_owned()),
             origin: Origin::Command,
         };
         let mut plain = rule(5, "@/etc/guard/office.txt");
-        (plain.ports, plain.until, plain.comment) = (vec![], None, None);
+        (plain.ports, plain.via, plain.until, plain.comment) = (vec![], None, None, None);
         plain.action = Action::Deny;
+        let everyone = Rule { via: None, ..rule(6, "if:wg0") };
         State {
-            rules: vec![rule(2, "192.0.2.0/24"), rule(3, "lan6"), plain],
+            rules: vec![rule(2, "192.0.2.0/24"), rule(3, "lan6"), plain, everyone],
             next_rule: 9,
             mode: Some(Mode::Observe),
             observe_until: Some(time("2026-11-25T01:02:03Z")),
@@ -358,6 +369,16 @@ mod tests {
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
         assert_eq!(mode(&directory), 0o700);
         assert_eq!(mode(&directory.join(FILE_NAME)), 0o600);
+    }
+
+    #[test]
+    fn a_rule_that_was_kept_before_interfaces_could_be_named_holds_for_every_one() {
+        let text = saved();
+        let via = "\n      \"via\": \"wg0\",";
+        assert!(text.contains(via), "{text}");
+        let state = understand(text.replace(via, "").as_bytes()).unwrap();
+        assert!(state.rules.iter().all(|rule| rule.via.is_none()));
+        assert_eq!(state.rules.len(), full().rules.len());
     }
 
     #[test]
@@ -422,6 +443,8 @@ mod tests {
             ("\"id\": \"3\"", "\"id\": \"9\"", "never given"),
             ("\"id\": \"3\"", "\"id\": \"03\"", "never given"),
             ("\"id\": \"3\"", "\"id\": \"f1\"", "never given"),
+            ("\"via\": \"wg0\"", "\"via\": \"wg*\"", "is wrong at line"),
+            ("lan6", "if:wg0", "names its interface already"),
             ("udp/53", "udp/0", "is wrong at line"),
             ("north", "north\\u0007", "control characters"),
         ] {

@@ -125,10 +125,11 @@ impl Choices<'_> {
             action: if byte & 1 == 0 { Action::Allow } else { Action::Deny },
             kind,
             prefixes: match kind {
-                RuleKind::Typed => vec![self.prefix()],
+                RuleKind::Typed | RuleKind::Name => vec![self.prefix()],
                 RuleKind::Set => self.prefixes(4),
             },
             ports: self.ports(3),
+            via: None,
             until_ns: until,
         }
     }
@@ -257,6 +258,7 @@ impl Scan {
             };
             let kind = match rule.kind {
                 RuleKind::Typed => model::Kind::Typed,
+                RuleKind::Name => model::Kind::Name,
                 RuleKind::Set => model::Kind::Set,
             };
             rule.prefixes.iter().map(move |net| {
@@ -279,6 +281,7 @@ impl Scan {
             kind: *kind,
             prefix: *prefix,
             ports,
+            via: None,
             until_ns: *until_ns,
         });
         rules.collect()
@@ -296,7 +299,10 @@ impl Scan {
             return Ruling::Local;
         }
         let model::Prefix { family, address, .. } = model_prefix(address.into());
-        model::ruling(rules, &self.local, family, &address, port.protocol, port.number, now_ns)
+        // No rule here names an interface.
+        let place = model::Place::Interface(1);
+        let (protocol, number) = (port.protocol, port.number);
+        model::ruling(rules, &self.local, family, &address, protocol, number, place, now_ns)
     }
 }
 

@@ -350,6 +350,13 @@ impl Lab {
         Wire::open(&self.client, "eth0", CLIENT_MAC, SERVER_MAC)
     }
 
+    /// The neighbour's end of the link to the server.
+    #[must_use]
+    #[track_caller]
+    pub fn wire_of(&self, neighbour: &Machine) -> Wire {
+        Wire::open(neighbour, "eth0", NEIGHBOUR_MAC, SERVER_TO_NEIGHBOUR_MAC)
+    }
+
     /// A guard on the server, not started yet, whose configuration holds these lines too.
     #[must_use]
     #[track_caller]

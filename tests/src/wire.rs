@@ -525,6 +525,27 @@ pub fn syn_in_fragments(from: SocketAddr, to: SocketAddr) -> [Vec<u8>; 2] {
     }
 }
 
+/// The first packet of a TCP connection over IPv6, behind so many destination options headers that say nothing (RFC 8200 section
+/// 4.6: eight bytes of PadN each).
+#[must_use]
+#[track_caller]
+pub fn syn_behind_options(from: SocketAddr, to: SocketAddr, headers: u16) -> Vec<u8> {
+    const BYTES: u16 = 8;
+    let mut packet = syn(from, to);
+    let length = u16::from_be_bytes([packet[4], packet[5]]) + headers * BYTES;
+    packet[4..6].copy_from_slice(&length.to_be_bytes());
+    let mut options = Vec::new();
+    for left in (0..headers).rev() {
+        let next = if left == 0 { ip_number::TCP } else { ip_number::IPV6_DEST_OPTIONS };
+        options.extend([next.0, 0, 1, 4, 0, 0, 0, 0]);
+    }
+    if headers > 0 {
+        packet[6] = ip_number::IPV6_DEST_OPTIONS.0;
+    }
+    packet.splice(Ipv6Header::LEN..Ipv6Header::LEN, options);
+    packet
+}
+
 /// A UDP datagram.
 #[must_use]
 #[track_caller]

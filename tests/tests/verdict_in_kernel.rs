@@ -10,7 +10,7 @@ use std::{
 
 use etherparse::PacketBuilder;
 use guard::{
-    compile::{Input, InputRule, RuleKind, compile},
+    compile::{Input, InputRule, RuleKind, Via, compile},
     kernel::{
         explain::Oracle,
         links, load,
@@ -79,9 +79,18 @@ fn rule(
         kind,
         prefixes: prefixes.iter().map(|text| prefix(text)).collect(),
         ports: ports.to_vec(),
+        via: None,
         until_ns: NO_END,
     }
 }
+
+fn via(name: &str, rule: InputRule) -> InputRule {
+    InputRule { via: Some(name.parse().expect("a name")), ..rule }
+}
+
+/// Of an interface that no rule names, and of one that some name.
+const ETH0: u32 = 2;
+const ETH1: u32 = 3;
 
 fn input(ports: &[GuardedPort]) -> Input {
     use RuleKind::{Set, Typed};
@@ -95,6 +104,7 @@ fn input(ports: &[GuardedPort]) -> Input {
             rule("5", Action::Allow, &["198.51.100.0/24", "2001:db8:5::/48"], &[], Set),
             rule("6", Action::Deny, &["198.51.100.128/25"], &[], Set),
         ],
+        vias: Vec::new(),
         local: ["127.0.0.0/8", "::1/128", "10.77.0.1/32", "fd77::1/128", "172.30.0.0/24"]
             .map(prefix)
             .to_vec(),
@@ -102,12 +112,39 @@ fn input(ports: &[GuardedPort]) -> Input {
     }
 }
 
+/// The same, with rules for interfaces over and beneath the others. `wg0` is not there.
+fn input_by_interface(ports: &[GuardedPort]) -> Input {
+    use RuleKind::{Name, Set, Typed};
+    let mut input = input(ports);
+    input.rules.extend([
+        via("eth1", rule("7", Action::Allow, &["203.0.113.0/24", "2001:db8::9/128"], &[], Typed)),
+        via("eth1", rule("8", Action::Deny, &["10.77.3.0/24", "fd77::5/128"], &[TCP], Typed)),
+        via("wg0", rule("9", Action::Deny, &["0.0.0.0/0", "::/0"], &[], Typed)),
+        via("br0", rule("10", Action::Deny, &["198.51.100.0/24"], &[], Set)),
+        via("br0", rule("11", Action::Allow, &["0.0.0.0/0", "::/0"], &[], Name)),
+    ]);
+    let of = |name: &str, indices: &[u32]| Via {
+        name: name.parse().expect("a name"),
+        indices: indices.to_vec(),
+    };
+    input.vias = vec![of("br0", &[4, 5]), of("eth1", &[ETH1]), of("wg0", &[])];
+    input
+}
+
 /// The same policy for the host's side: answered by a plain scan, where the kernel has compiled tables.
 struct Model {
     ports: Vec<model::Port>,
-    rules: Vec<(model::Action, model::Kind, model::Prefix, Vec<model::Port>)>,
+    rules: Vec<ModelRule>,
     local: Vec<model::Prefix>,
     terms: Terms,
+}
+
+struct ModelRule {
+    action: model::Action,
+    kind: model::Kind,
+    prefix: model::Prefix,
+    ports: Vec<model::Port>,
+    via: Option<Vec<u32>>,
 }
 
 fn model_prefix(net: IpNet) -> model::Prefix {
@@ -136,10 +173,15 @@ impl Model {
                 };
                 let kind = match rule.kind {
                     RuleKind::Typed => model::Kind::Typed,
+                    RuleKind::Name => model::Kind::Name,
                     RuleKind::Set => model::Kind::Set,
                 };
                 let ports = rule.ports.iter().copied().map(model_port).collect();
-                (action, kind, model_prefix(*net), ports)
+                let via = rule.via.as_ref().map(|name| {
+                    let named = input.vias.iter().filter(|via| via.name == *name);
+                    named.flat_map(|via| via.indices.clone()).collect()
+                });
+                ModelRule { action, kind, prefix: model_prefix(*net), ports, via }
             })
         });
         Self {
@@ -150,15 +192,21 @@ impl Model {
         }
     }
 
-    fn decide(&self, packet: &Packet, judge: impl Fn(&model::About<'_>) -> Decision) -> Decision {
+    fn decide(
+        &self,
+        packet: &Packet,
+        place: model::Place,
+        judge: impl Fn(&model::About<'_>) -> Decision,
+    ) -> Decision {
         let rules: Vec<_> = self
             .rules
             .iter()
-            .map(|(action, kind, prefix, ports)| model::Rule {
-                action: *action,
-                kind: *kind,
-                prefix: *prefix,
-                ports,
+            .map(|rule| model::Rule {
+                action: rule.action,
+                kind: rule.kind,
+                prefix: rule.prefix,
+                ports: &rule.ports,
+                via: rule.via.as_deref(),
                 until_ns: NO_END,
             })
             .collect();
@@ -166,6 +214,7 @@ impl Model {
             ports: &self.ports,
             rules: &rules,
             local: &self.local,
+            place,
             now_ns: 0,
             observing: self.terms.observe_until_ns != 0,
             forwarded: self.terms.flags & FLAG_FORWARDED != 0,
@@ -174,8 +223,8 @@ impl Model {
         judge(&policy.about(packet))
     }
 
-    /// What the host's build says of a frame at a hook.
-    fn judge(&self, hook: Hook, frame: &[u8]) -> Option<(Verdict, Reason)> {
+    /// What the host's build says of a frame at a hook, where it came by this interface. Nobody has vouched for it.
+    fn judge(&self, hook: Hook, ifindex: u32, frame: &[u8]) -> Option<(Verdict, Reason)> {
         let mut packet = Packet::EMPTY;
         let behind = frame.get(ETHERNET_BYTES..).unwrap_or_default();
         let outcome = match hook {
@@ -190,7 +239,11 @@ impl Model {
                 Outcome::Whole
             }
         };
-        let decision = self.decide(&packet, |about| match hook {
+        let place = match hook {
+            Hook::Cgroup => model::Place::Socket { vouched: false },
+            _ => model::Place::Interface(ifindex),
+        };
+        let decision = self.decide(&packet, place, |about| match hook {
             Hook::Cgroup => verdict::at_socket(&packet, 0, about),
             Hook::Edge => verdict::at_edge(outcome, &packet, about),
             Hook::Xdp | Hook::Tcx => verdict::from_outside(outcome, &packet, about),
@@ -345,7 +398,11 @@ fn all_terms() -> Vec<Terms> {
 }
 
 /// Puts the policy in force in the kernel, and returns what answers for it on the host.
-fn put_in_force(maps: &mut PolicyMaps, terms: Terms) -> Model {
+fn put_in_force(
+    maps: &mut PolicyMaps,
+    input: impl Fn(&[GuardedPort]) -> Input,
+    terms: Terms,
+) -> Model {
     let ports: &[_] =
         if terms.flags & FLAG_GUARDS_UDP == 0 { &[TCP, OTHER_TCP] } else { &[TCP, OTHER_TCP, UDP] };
     let input = input(ports);
@@ -356,23 +413,35 @@ fn put_in_force(maps: &mut PolicyMaps, terms: Terms) -> Model {
 
 #[test]
 fn kernel_and_host_agree() {
-    let loaded = Loaded::new("agree");
+    agree("agree", input, &[ETH0], 1000);
+}
+
+#[test]
+fn kernel_and_host_agree_about_interfaces() {
+    agree("agree-via", input_by_interface, &[ETH0, ETH1, 4, 5], 250);
+}
+
+/// So many cases that each verdict and reason below comes up dozens of times.
+fn agree(name: &str, input: impl Fn(&[GuardedPort]) -> Input, interfaces: &[u32], cases: u32) {
+    let loaded = Loaded::new(name);
     let mut maps = PolicyMaps::open(&loaded.pins).expect("the maps open");
     let oracle = RefCell::new(Oracle::open(&loaded.pins).expect("the programs open"));
     let reasons = RefCell::new(HashSet::new());
     for terms in all_terms() {
-        let model = put_in_force(&mut maps, terms);
+        let model = put_in_force(&mut maps, &input, terms);
 
-        // So many that each verdict and reason below comes up dozens of times.
         let mut runner =
-            TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(1000) });
+            TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(cases) });
         let agreed = runner.run(&prop_oneof![frames(), damaged(), contradictory()], |frame| {
-            for Program { hook, .. } in PROGRAMS.iter().filter(|one| (one.takes)(&frame)) {
-                let hook = *hook;
-                let kernel = oracle.borrow_mut().judge(hook, &frame).map_err(|error| {
+            let programs = PROGRAMS.iter().filter(|one| (one.takes)(&frame));
+            let places =
+                programs.flat_map(|one| interfaces.iter().map(|ifindex| (one.hook, *ifindex)));
+            for (hook, ifindex) in places {
+                let kernel = oracle.borrow_mut().judge(hook, ifindex, &frame).map_err(|error| {
                     TestCaseError::fail(format!("{hook:?} refused {frame:02x?}: {error}"))
                 })?;
-                prop_assert_eq!(kernel, model.judge(hook, &frame), "{:?} {:02x?}", hook, frame);
+                let host = model.judge(hook, ifindex, &frame);
+                prop_assert_eq!(kernel, host, "{:?} on {} {:02x?}", hook, ifindex, frame);
                 reasons
                     .borrow_mut()
                     .extend(kernel.map(|(verdict, reason)| (hook, verdict, reason)));
@@ -472,7 +541,7 @@ fn kernel_and_host_agree_on_every_packet_of_the_corpus() {
     assert!(corpus.len() >= 10_000, "{} packets", corpus.len());
 
     let [first, others @ ..] = &all_terms()[..] else { panic!("there are terms") };
-    let model = put_in_force(&mut maps, *first);
+    let model = put_in_force(&mut maps, input, *first);
     let judged = agree_on(&corpus, &mut oracle, &model);
     for (kind, least, at_nic, at_socket) in LEAST {
         let count = corpus.iter().filter(|(_, case)| case.kind == kind).count();
@@ -489,7 +558,7 @@ fn kernel_and_host_agree_on_every_packet_of_the_corpus() {
 
     // Under each of the other terms its share.
     for (number, terms) in others.iter().enumerate() {
-        let model = put_in_force(&mut maps, *terms);
+        let model = put_in_force(&mut maps, input, *terms);
         let share = corpus.iter().filter(|(place, _)| place % others.len() == number);
         agree_on(share, &mut oracle, &model);
     }
@@ -511,8 +580,8 @@ fn agree_on<'a>(
                 )
             };
             // Also where the kernel takes no such packet: nothing makes the host's build panic.
-            let host = model.judge(*hook, frame);
-            let kernel = match oracle.judge(*hook, frame) {
+            let host = model.judge(*hook, ETH0, frame);
+            let kernel = match oracle.judge(*hook, ETH0, frame) {
                 Ok(kernel) => kernel,
                 Err(_) if !takes(frame) => continue,
                 Err(error) => panic!("{error}: {}", case()),
@@ -535,8 +604,9 @@ fn a_policy_is_swapped_whole_and_the_idle_slot_is_clean() {
     let inside = BTreeSet::from([7, 9]);
     let second = Input { inside, ..input(&[TCP, OTHER_TCP, UDP]) };
     let second = compile(&second).expect("it compiles");
-    for generation in 1..=7_u64 {
-        let wanted = if generation % 3 == 0 { &first } else { &second };
+    let third = compile(&input_by_interface(&[TCP, UDP])).expect("it compiles");
+    for generation in 1..=9_u64 {
+        let wanted = [&first, &second, &third, &second][(generation % 4) as usize];
         let put = maps.put_in_force(wanted, Terms::default()).expect("it is put in force");
         assert_eq!(put, generation);
         // Another process reads it from the kernel alone.

@@ -41,7 +41,7 @@ pub struct Event {
 
 const _: () = assert!(size_of::<Event>() == 88);
 
-/// The verdict of a test run. 8 bytes.
+/// What a test run is asked and answers. 8 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Explained {
@@ -53,7 +53,8 @@ pub struct Explained {
     pub verdict: u8,
     /// [`crate::verdict::Reason`].
     pub reason: u8,
-    pub reserved: u32,
+    /// Written before the test run, for a NIC's hook: the interface that the packet is to have come by.
+    pub ifindex: u32,
 }
 
 const _: () = assert!(size_of::<Explained>() == 8);
@@ -71,7 +72,7 @@ mod tests {
             tcp_flags: 69, reserved: 70, reserved_ids: 72,
         });
         layout!(Explained, size 8, align 4, {
-            judged: 0, hook: 1, verdict: 2, reason: 3, reserved: 4,
+            judged: 0, hook: 1, verdict: 2, reason: 3, ifindex: 4,
         });
     }
 

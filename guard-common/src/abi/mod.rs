@@ -18,11 +18,14 @@ mod policy;
 mod stats;
 
 pub use event::{EVENT_RING_BYTES, Event, Explained};
-pub use key::{InsideKey, PortKey, SourceKey};
+pub use key::{
+    FlowKey, InsideKey, MAX_VOUCHED, PortKey, SourceKey, VOUCH_INTERVAL_NS, VOUCH_SPAN_NS,
+};
 pub use policy::{
     FLAG_BACKSTOP, FLAG_FORWARDED, FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, FLAG_REJECT, Ladder,
-    MAX_GUARDED_PORTS, MAX_INSIDE, MAX_LADDERS, MAX_SOURCES, NO_END, PORT_ALIAS, PolicyHeader,
-    PortIndex, PortValue, Ruling, SOURCE_LOCAL, STEPS, SourceValue, Step,
+    MAX_GUARDED_PORTS, MAX_INSIDE, MAX_LADDERS, MAX_SOURCES, MAX_VIA_INDICES, MAX_VIAS, NO_END,
+    PORT_ALIAS, PolicyHeader, PortIndex, PortValue, Ruling, SOURCE_BY_INTERFACE, SOURCE_LOCAL,
+    STEPS, SourceValue, Step, ViaKey,
 };
 pub use stats::{
     Budget, Counter, EVENT_BURST, EVENT_INTERVAL_NS, EVENTS_PER_SECOND, EventCounter, MAX_TALLIES,
@@ -62,10 +65,15 @@ pub mod map {
     pub const PORTS: &str = "PORTS";
     /// `LpmTrie<SourceKey, SourceValue>`: rules and local addresses, compiled.
     pub const SOURCES: &str = "SOURCES";
-    /// `Array<Ladder>`: per slot, row after row, one ladder for each guarded port.
+    /// `Array<Ladder>`: per slot, row after row, for each guarded port one ladder a column (`PolicyHeader::columns`).
     pub const LADDERS: &str = "LADDERS";
     /// `HashMap<InsideKey, u32>`: the interfaces over which only this host's guests send.
     pub const INSIDE: &str = "INSIDE";
+    /// `HashMap<ViaKey, u32>`: the column of an interface that rules name.
+    pub const VIAS: &str = "VIAS";
+    /// `LruHashMap<FlowKey, u64>`: flows that a NIC's hook has let in by the interface they came by, and when it last said
+    /// so, in nanoseconds of boot time.
+    pub const VOUCHED: &str = "VOUCHED";
     /// `PerCpuArray<Counter>`, see `counter_index`.
     pub const COUNTERS: &str = "COUNTERS";
     /// `PerCpuArray<u64>`, see `EventCounter`.
@@ -76,11 +84,11 @@ pub mod map {
     pub const BUDGET: &str = "BUDGET";
     /// `RingBuf` of `Event`.
     pub const EVENTS: &str = "EVENTS";
-    /// `Array<Explained>` of one: the verdict of the newest test run.
+    /// `Array<Explained>` of one: the interface a test run stands for, and its verdict.
     pub const EXPLAINED: &str = "EXPLAINED";
 
     /// All of them: what is pinned.
-    pub const ALL: [&str; 13] = [
+    pub const ALL: [&str; 15] = [
         ACTIVE,
         POLICY,
         PORT_BITS,
@@ -88,6 +96,8 @@ pub mod map {
         SOURCES,
         LADDERS,
         INSIDE,
+        VIAS,
+        VOUCHED,
         COUNTERS,
         EVENT_COUNTERS,
         TALLIES,
@@ -111,7 +121,7 @@ pub mod program {
 /// A test run sets the packet's `cb[0]` to this, so that the cgroup program writes its verdict to
 /// [`map::EXPLAINED`] and counts nothing. The kernel clears `cb` before it runs the program on a real packet
 /// (`bpf_prog_run_save_cb` in `include/linux/filter.h`). The NIC's programs know a test run by its
-/// interface, which is loopback's.
+/// interface, which is loopback's; the one it is to stand for stands in [`map::EXPLAINED`].
 pub const EXPLAIN_MARK: u32 = 0x6775_6172;
 
 /// The index of loopback in every network namespace (`LOOPBACK_IFINDEX` in `include/net/flow.h`).
@@ -159,6 +169,7 @@ mod tests {
     #[test]
     fn numbers_are_pinned() {
         assert_eq!([ABI_VERSION, POLICY_SLOTS, PORT_WORDS], [1, 2, 1024]);
+        assert_eq!([MAX_VIAS, MAX_VIA_INDICES], [8, 1024]);
         assert_eq!(EXPLAIN_MARK.to_be_bytes(), *b"guar");
         assert_eq!(LOOPBACK_IFINDEX, 1);
     }

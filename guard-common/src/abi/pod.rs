@@ -1,8 +1,8 @@
 //! Lets aya copy the records to and from maps.
 
 use super::{
-    Budget, Counter, Event, Explained, InsideKey, Ladder, PolicyHeader, PortKey, PortValue,
-    SourceKey, SourceValue, Step, Tally, TallyKey,
+    Budget, Counter, Event, Explained, FlowKey, InsideKey, Ladder, PolicyHeader, PortKey,
+    PortValue, SourceKey, SourceValue, Step, Tally, TallyKey, ViaKey,
 };
 
 macro_rules! pod {
@@ -20,6 +20,7 @@ pod!(
     Counter,
     Event,
     Explained,
+    FlowKey,
     InsideKey,
     Ladder,
     PolicyHeader,
@@ -30,4 +31,5 @@ pod!(
     Step,
     Tally,
     TallyKey,
+    ViaKey,
 );

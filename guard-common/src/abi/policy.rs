@@ -6,6 +6,13 @@ pub const MAX_GUARDED_PORTS: u32 = 64;
 /// Ladders a slot holds: distinct rows times guarded ports.
 pub const MAX_LADDERS: u32 = 16_384;
 
+/// The most interfaces that the rules of one policy can name: each costs a ladder for every guarded port in every
+/// distinct row.
+pub const MAX_VIAS: u32 = 8;
+
+/// Entries of `VIAS` over both slots: a bridge or bond that a rule names counts with each of its outside ports.
+pub const MAX_VIA_INDICES: u32 = 1024;
+
 /// Entries of `SOURCES` over both slots.
 pub const MAX_SOURCES: u32 = 2_097_152;
 
@@ -41,12 +48,15 @@ pub struct PolicyHeader {
     pub since_ns: u64,
     /// `FLAG_*`.
     pub flags: u32,
-    /// Ladders in a row.
+    /// Guarded ports. A row holds `columns` ladders for each.
     pub port_count: u32,
     pub abi_version: u32,
     /// Rules that were compiled, for `status`.
     pub rule_count: u32,
-    pub reserved: u64,
+    /// 1 where no rule names an interface. Else the first is for interfaces that no rule names, the last for sockets,
+    /// and each between for the interfaces that `VIAS` gives it.
+    pub columns: u32,
+    pub reserved: u32,
 }
 
 const _: () = assert!(size_of::<PolicyHeader>() == 56);
@@ -59,11 +69,22 @@ impl PolicyHeader {
     }
 }
 
-/// The place of a guarded port in a row of ladders.
+/// The place of a guarded port among all of them.
 pub type PortIndex = u32;
 
 /// Not guarded by itself: a container engine's forwarder leads from it to the guarded port with the same index.
 pub const PORT_ALIAS: u32 = 1;
+
+/// Key of `VIAS`. 8 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ViaKey {
+    pub slot: u32,
+    /// Of an interface on which a NIC's hook judges.
+    pub ifindex: u32,
+}
+
+const _: () = assert!(size_of::<ViaKey>() == 8);
 
 /// Value of `PORTS`. 8 bytes.
 #[repr(C)]
@@ -78,6 +99,8 @@ const _: () = assert!(size_of::<PortValue>() == 8);
 
 /// The address is this host's own, or in a subnet of one of its local bridges.
 pub const SOURCE_LOCAL: u32 = 1;
+/// At some port it depends on the interface that a packet came by: a NIC's hook that lets one in vouches for its flow.
+pub const SOURCE_BY_INTERFACE: u32 = 1 << 1;
 
 /// Value of `SOURCES`: all that the policy says of the addresses for which this entry is the most specific. 8 bytes.
 ///
@@ -99,6 +122,12 @@ impl SourceValue {
     pub const fn is_local(self) -> bool {
         self.flags & SOURCE_LOCAL != 0
     }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_by_interface(self) -> bool {
+        self.flags & SOURCE_BY_INTERFACE != 0
+    }
 }
 
 /// What the rules say of a source at a port.
@@ -114,6 +143,9 @@ pub enum Ruling {
     Deny = 2,
     /// No rule; it is this machine's own.
     Local = 3,
+    /// At a socket, where nothing says by which interface a packet came: what a NIC's hook has vouched for is allowed,
+    /// for anything else there is no rule.
+    Vouched = 4,
 }
 
 impl Ruling {
@@ -125,6 +157,7 @@ impl Ruling {
             1 => Self::Allow,
             2 => Self::Deny,
             3 => Self::Local,
+            4 => Self::Vouched,
             _ => Self::NoRule,
         }
     }
@@ -205,9 +238,10 @@ mod tests {
     fn layout_is_pinned() {
         layout!(PolicyHeader, size 56, align 8, {
             generation: 0, observe_until_ns: 8, instance: 16, since_ns: 24, flags: 32,
-            port_count: 36, abi_version: 40, rule_count: 44, reserved: 48,
+            port_count: 36, abi_version: 40, rule_count: 44, columns: 48, reserved: 52,
         });
         layout!(PortValue, size 8, align 4, { index: 0, flags: 4 });
+        layout!(ViaKey, size 8, align 4, { slot: 0, ifindex: 4 });
         layout!(SourceValue, size 8, align 4, { row: 0, flags: 4 });
         layout!(Step, size 16, align 8, { until_ns: 0, ruling: 8, reserved: 12 });
         layout!(Ladder, size 64, align 8, { steps: 0 });
@@ -217,9 +251,9 @@ mod tests {
     fn numbers_are_pinned() {
         assert_eq!([FLAG_FORWARDED, FLAG_BACKSTOP, FLAG_GUARDS_TCP, FLAG_GUARDS_UDP], [1, 2, 4, 8]);
         assert_eq!(FLAG_REJECT, 16);
-        assert_eq!((SOURCE_LOCAL, PORT_ALIAS), (1, 1));
-        let rulings = [Ruling::NoRule, Ruling::Allow, Ruling::Deny, Ruling::Local];
-        assert_eq!(rulings.map(|ruling| ruling as u32), [0, 1, 2, 3]);
+        assert_eq!([SOURCE_LOCAL, SOURCE_BY_INTERFACE, PORT_ALIAS], [1, 2, 1]);
+        let rulings = [Ruling::NoRule, Ruling::Allow, Ruling::Deny, Ruling::Local, Ruling::Vouched];
+        assert_eq!(rulings.map(|ruling| ruling as u32), [0, 1, 2, 3, 4]);
         for ruling in rulings {
             assert_eq!(Ruling::from_number(ruling as u32), ruling);
         }
@@ -227,7 +261,7 @@ mod tests {
 
     #[test]
     fn unknown_rulings_are_closed() {
-        for number in [4, 5, 255, 256, u32::MAX] {
+        for number in [5, 6, 255, 256, u32::MAX] {
             assert_eq!(Ruling::from_number(number), Ruling::NoRule);
         }
     }
@@ -239,7 +273,7 @@ mod tests {
         for flag in [FLAG_FORWARDED, FLAG_BACKSTOP, FLAG_GUARDS_TCP, FLAG_GUARDS_UDP] {
             assert!(!header.has(flag));
         }
-        assert!(!SourceValue::default().is_local());
+        assert!(!SourceValue::default().is_local() && !SourceValue::default().is_by_interface());
         assert_eq!(Ladder::default().at(|| 0), Ruling::NoRule);
         assert_eq!(Ladder::default().at(|| 1), Ruling::NoRule);
     }
@@ -254,7 +288,8 @@ mod tests {
 
     #[test]
     fn a_ladder_without_ends_never_asks_for_the_time() {
-        for ruling in [Ruling::NoRule, Ruling::Allow, Ruling::Deny, Ruling::Local] {
+        for ruling in [Ruling::NoRule, Ruling::Allow, Ruling::Deny, Ruling::Local, Ruling::Vouched]
+        {
             assert_eq!(Ladder::always(ruling).at(|| unreachable!()), ruling);
         }
     }
@@ -297,7 +332,7 @@ mod tests {
         /// Ends in ascending order: what holds is the first step whose end is still to come.
         #[test]
         fn a_ladder_is_read_in_the_order_of_its_ends(
-            rulings in proptest::array::uniform4(0_u32..4),
+            rulings in proptest::array::uniform4(0_u32..5),
             mut ends in proptest::array::uniform4(0_u64..100),
             last_is_for_ever: bool,
             now_ns in 0_u64..120,

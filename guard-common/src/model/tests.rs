@@ -4,6 +4,8 @@ use crate::abi::NO_END;
 const OLLAMA: Port = Port { protocol: Protocol::Tcp, number: 11434 };
 const OTHER: Port = Port { protocol: Protocol::Tcp, number: 8080 };
 const NOW_NS: u64 = 1_000;
+const ETH0: u32 = 2;
+const ETH1: u32 = 3;
 
 fn v4(octets: [u8; 4]) -> AddressBytes {
     let mut bytes = [0; 16];
@@ -16,7 +18,7 @@ fn prefix4(octets: [u8; 4], bits: u8) -> Prefix {
 }
 
 fn rule(action: Action, kind: Kind, prefix: Prefix) -> Rule<'static> {
-    Rule { action, kind, prefix, ports: &[], until_ns: NO_END }
+    Rule { action, kind, prefix, ports: &[], via: None, until_ns: NO_END }
 }
 
 fn allow(prefix: Prefix) -> Rule<'static> {
@@ -41,8 +43,12 @@ fn of(rules: &[Rule<'_>], local: &[Prefix]) -> Ruling {
 }
 
 fn at(rules: &[Rule<'_>], local: &[Prefix], port: Port, now_ns: u64) -> Ruling {
+    at_place(rules, local, port, Place::Interface(ETH0), now_ns)
+}
+
+fn at_place(rules: &[Rule<'_>], local: &[Prefix], port: Port, place: Place, now_ns: u64) -> Ruling {
     let source = v4([192, 0, 2, 7]);
-    ruling(rules, local, Family::V4, &source, port.protocol, port.number, now_ns)
+    ruling(rules, local, Family::V4, &source, port.protocol, port.number, place, now_ns)
 }
 
 fn host() -> Prefix {
@@ -180,6 +186,52 @@ fn local_sources_lie_beneath_every_rule() {
 }
 
 #[test]
+fn a_rule_for_another_interface_is_as_if_it_were_not_there() {
+    let by = |rules: &[Rule<'_>], ifindex| {
+        at_place(rules, &[], OLLAMA, Place::Interface(ifindex), NOW_NS)
+    };
+    let via_eth1 = |rule| Rule { via: Some(&[ETH1]), ..rule };
+    let rules = [via_eth1(allow(host()))];
+    assert_eq!((by(&rules, ETH0), by(&rules, ETH1)), (Ruling::NoRule, Ruling::Allow));
+    // The next less specific one decides there.
+    let rules = [via_eth1(deny(host())), allow(net24())];
+    assert_eq!((by(&rules, ETH0), by(&rules, ETH1)), (Ruling::Allow, Ruling::Deny));
+    let rules = [Rule { via: Some(&[]), ..deny(host()) }, allow(net24())];
+    assert_eq!((by(&rules, ETH0), by(&rules, ETH1)), (Ruling::Allow, Ruling::Allow));
+}
+
+#[test]
+fn the_socket_needs_a_voucher_only_where_interfaces_differ() {
+    let at_socket = |rules: &[Rule<'_>], local: &[Prefix], vouched| {
+        at_place(rules, local, OLLAMA, Place::Socket { vouched }, NOW_NS)
+    };
+    for (action, otherwise) in [(Action::Allow, Action::Deny), (Action::Deny, Action::Allow)] {
+        let via_eth1 = Rule { action, via: Some(&[ETH1]), ..allow(host()) };
+        let beneath = Rule { action: otherwise, ..allow(net24()) };
+        assert_eq!(at_socket(&[via_eth1, beneath], &[], true), Ruling::Allow);
+        assert_eq!(at_socket(&[via_eth1, beneath], &[], false), Ruling::NoRule);
+        // Both say the same, so the interface does not matter.
+        let same = Rule { action, ..beneath };
+        for vouched in [false, true] {
+            let expected = if action == Action::Allow { Ruling::Allow } else { Ruling::Deny };
+            assert_eq!(at_socket(&[via_eth1, same], &[], vouched), expected);
+        }
+    }
+    let allow_via = Rule { via: Some(&[ETH1]), ..allow(host()) };
+    for vouched in [false, true] {
+        assert_eq!(at_socket(&[allow_via], &[net24()], vouched), Ruling::Local);
+    }
+}
+
+#[test]
+fn names_allow_beneath_typed_rules_and_above_sets() {
+    let name = rule(Action::Allow, Kind::Name, prefix4([0; 4], 0));
+    assert_eq!(of(&[name, deny(net16())], &[]), Ruling::Deny);
+    assert_eq!(of(&[name, set_deny(host())], &[]), Ruling::Allow);
+    assert_eq!(of(&[name], &[net24()]), Ruling::Allow);
+}
+
+#[test]
 fn a_policy_answers_for_the_two_addresses_of_its_packet() {
     let packet =
         Packet { source: v4([192, 0, 2, 7]), destination: v4([198, 51, 100, 4]), ..Packet::EMPTY };
@@ -187,6 +239,7 @@ fn a_policy_answers_for_the_two_addresses_of_its_packet() {
         ports: &[OTHER, OLLAMA],
         rules: &[allow(net24()), deny(prefix4([198, 51, 100, 4], 32))],
         local: &[prefix4([198, 51, 100, 4], 32)],
+        place: Place::Interface(ETH0),
         now_ns: NOW_NS,
         observing: false,
         forwarded: false,
@@ -200,12 +253,12 @@ fn a_policy_answers_for_the_two_addresses_of_its_packet() {
 
     let source = about.lookup(Family::V4, &packet.source);
     assert!(!source.is_local());
-    assert_eq!(about.ruling(source, 1), Ruling::Allow);
+    assert_eq!(about.ruling(&packet, source, 1), Ruling::Allow);
     let destination = about.lookup(Family::V4, &packet.destination);
     assert!(destination.is_local());
-    assert_eq!(about.ruling(destination, 1), Ruling::Deny);
+    assert_eq!(about.ruling(&packet, destination, 1), Ruling::Deny);
     let stranger = about.lookup(Family::V4, &v4([192, 0, 2, 8]));
     assert_eq!(stranger, SourceValue::default());
-    assert_eq!(about.ruling(stranger, 1), Ruling::NoRule);
-    assert_eq!(about.ruling(source, 2), Ruling::NoRule);
+    assert_eq!(about.ruling(&packet, stranger, 1), Ruling::NoRule);
+    assert_eq!(about.ruling(&packet, source, 2), Ruling::NoRule);
 }

@@ -5,7 +5,7 @@ use proptest::{prelude::*, sample::select};
 use super::*;
 use crate::{
     abi::NO_END,
-    model::{self, Action, Kind, Policy, Port, Prefix, Rule},
+    model::{self, Action, Kind, Place, Policy, Port, Prefix, Rule},
 };
 
 const TCP_11434: Port = Port { protocol: Protocol::Tcp, number: 11_434 };
@@ -39,7 +39,14 @@ fn prefix(text: &str) -> Prefix {
 }
 
 fn rule(action: Action, source: &str) -> Rule<'static> {
-    Rule { action, kind: Kind::Typed, prefix: prefix(source), ports: &[], until_ns: NO_END }
+    Rule {
+        action,
+        kind: Kind::Typed,
+        prefix: prefix(source),
+        ports: &[],
+        via: None,
+        until_ns: NO_END,
+    }
 }
 
 /// A packet to TCP 11434.
@@ -87,6 +94,7 @@ impl Host {
             ports: &self.ports,
             rules: &self.rules,
             local: &self.local,
+            place: ON_ETH0,
             now_ns: 1,
             observing: false,
             forwarded: false,
@@ -104,8 +112,22 @@ fn edge(outcome: Outcome, packet: &Packet, policy: &Policy<'_>) -> Decision {
 }
 
 fn socket(packet: &Packet, socket_port: u16, policy: &Policy<'_>) -> Decision {
+    socket_after_nic(packet, socket_port, policy, false)
+}
+
+/// At the socket, of a packet that the NIC's hook has vouched for or not.
+fn socket_after_nic(
+    packet: &Packet,
+    socket_port: u16,
+    policy: &Policy<'_>,
+    vouched: bool,
+) -> Decision {
+    let policy = Policy { place: Place::Socket { vouched }, ..*policy };
     at_socket(packet, socket_port, &policy.about(packet))
 }
+
+const ETH0: u32 = 2;
+const ETH1: u32 = 3;
 
 const OWN4: &str = "198.51.100.4";
 const OWN6: &str = "2001:db8:ff::4";
@@ -545,8 +567,14 @@ fn a_packet_diverted_to_or_from_a_guarded_port_is_for_it() {
 #[test]
 fn where_both_ports_are_guarded_both_must_let_it_in() {
     let (net, one) = (prefix("192.0.2.0/24"), prefix("192.0.2.66/32"));
-    let typed =
-        |action, prefix, ports| Rule { action, kind: Kind::Typed, prefix, ports, until_ns: NO_END };
+    let typed = |action, prefix, ports| Rule {
+        action,
+        kind: Kind::Typed,
+        prefix,
+        ports,
+        via: None,
+        until_ns: NO_END,
+    };
     let host = Host {
         rules: [
             typed(Action::Allow, net, &[TCP_11434]),
@@ -674,6 +702,9 @@ fn any_packet() -> impl Strategy<Value = Packet> {
 
 const PORT_LISTS: &[&[Port]] = &[&[], &[TCP_11434], &[TCP_8080], &[UDP_53, TCP_11434]];
 
+const VIAS: &[Option<&[u32]>] =
+    &[None, None, Some(&[]), Some(&[ETH0]), Some(&[ETH1]), Some(&[ETH0, ETH1])];
+
 fn any_rule() -> impl Strategy<Value = Rule<'static>> {
     let ports = select(PORT_LISTS);
     (
@@ -682,13 +713,15 @@ fn any_rule() -> impl Strategy<Value = Rule<'static>> {
         any_address(),
         0..=128_u8,
         ports,
+        select(VIAS),
         select(&[0, 10, 20, NO_END]),
     )
-        .prop_map(|(action, kind, (family, address), bits, ports, until_ns)| Rule {
+        .prop_map(|(action, kind, (family, address), bits, ports, via, until_ns)| Rule {
             action,
             kind,
             prefix: Prefix { family, address, bits: bits.min(family.bits()) },
             ports,
+            via,
             until_ns,
         })
 }
@@ -723,7 +756,7 @@ impl Host {
         self.ports.contains(&Port { protocol, number })
     }
 
-    fn ruling(&self, packet: &Packet, port: u16, now_ns: u64) -> Ruling {
+    fn ruling(&self, packet: &Packet, port: u16, place: Place, now_ns: u64) -> Ruling {
         model::ruling(
             &self.rules,
             &self.local,
@@ -731,6 +764,7 @@ impl Host {
             &packet.source,
             packet.protocol,
             port,
+            place,
             now_ns,
         )
     }
@@ -740,13 +774,16 @@ impl Host {
     }
 }
 
+/// Where [`Host::policy`] judges.
+const ON_ETH0: Place = Place::Interface(ETH0);
+
 fn said(ruling: Ruling, observing: bool) -> Decision {
     let stop = if observing { Verdict::WouldDrop } else { Verdict::Drop };
     match ruling {
         Ruling::Allow => Decision::Judged(Verdict::Pass, Reason::Allowed),
         Ruling::Local => Decision::Judged(Verdict::Pass, Reason::Local),
         Ruling::Deny => Decision::Judged(stop, Reason::Denied),
-        Ruling::NoRule => Decision::Judged(stop, Reason::NoRule),
+        Ruling::NoRule | Ruling::Vouched => Decision::Judged(stop, Reason::NoRule),
     }
 }
 
@@ -759,13 +796,16 @@ proptest! {
         (host, now_ns, switches) in any_host(),
         packet in any_packet(),
         socket_port in select(&[8_080, 11_434, 53, 443]),
+        vouched: bool,
     ) {
+        let place = Place::Socket { vouched };
         let judged: Vec<Ruling> = HashSet::from([socket_port, packet.port])
             .into_iter()
             .filter(|port| host.guards(packet.protocol, *port))
-            .map(|port| host.ruling(&packet, port, now_ns))
+            .map(|port| host.ruling(&packet, port, place, now_ns))
             .collect();
-        let decision = socket(&packet, socket_port, &host.policy_at(now_ns, switches));
+        let policy = host.policy_at(now_ns, switches);
+        let decision = socket_after_nic(&packet, socket_port, &policy, vouched);
         match judged[..] {
             [] => prop_assert_eq!(decision, Decision::NotOurs),
             [one] => prop_assert_eq!(decision, said(one, switches[0])),
@@ -797,12 +837,12 @@ proptest! {
             Decision::Judged(verdict, Reason::Allowed) => {
                 prop_assert_eq!((verdict, outcome), (Verdict::Pass, Outcome::Whole));
                 prop_assert!(is_guarded && !is_local_source);
-                prop_assert_eq!(host.ruling(&packet, packet.port, now_ns), Ruling::Allow);
+                prop_assert_eq!(host.ruling(&packet, packet.port, ON_ETH0, now_ns), Ruling::Allow);
             }
             Decision::Judged(verdict, reason @ (Reason::NoRule | Reason::Denied)) => {
                 prop_assert_eq!((verdict, outcome), (stop, Outcome::Whole));
                 prop_assert!(is_guarded && !is_local_source);
-                let ruling = host.ruling(&packet, packet.port, now_ns);
+                let ruling = host.ruling(&packet, packet.port, ON_ETH0, now_ns);
                 prop_assert_eq!(said(ruling, observing), Decision::Judged(stop, reason));
             }
             Decision::Judged(verdict, Reason::Undecidable) => {
@@ -858,7 +898,7 @@ proptest! {
             Decision::Judged(verdict, reason) if reason.is_by_rule() => {
                 prop_assert_eq!(outcome, Outcome::Whole);
                 prop_assert!(is_guarded && !is_local_source);
-                let ruling = host.ruling(&packet, packet.port, now_ns);
+                let ruling = host.ruling(&packet, packet.port, ON_ETH0, now_ns);
                 prop_assert_eq!(said(ruling, switches[0]), Decision::Judged(verdict, reason));
             }
             Decision::Judged(verdict, reason) => {

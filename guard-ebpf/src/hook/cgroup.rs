@@ -29,7 +29,8 @@ fn guard_cgroup(ctx: SkBuffContext) -> i32 {
     if skb.ifindex() == LOOPBACK_IFINDEX && !is_test_run {
         return PASS;
     }
-    let (Some(policy), Some(socket)) = (InForce::now(), socket_of(ctx.skb.skb, is_test_run)) else {
+    let (Some(policy), Some(socket)) = (InForce::at_socket(), socket_of(ctx.skb.skb, is_test_run))
+    else {
         return PASS;
     };
     let mut packet = Packet::EMPTY;

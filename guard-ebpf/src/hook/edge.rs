@@ -16,9 +16,6 @@ use crate::{
 
 #[classifier]
 fn guard_edge(ctx: TcContext) -> i32 {
-    let Some(policy) = InForce::now() else {
-        return NEXT;
-    };
     let skb = SkbReader::new(ctx.skb.skb);
     let is_test_run = report::is_test_run(skb.ifindex());
     let came_in_by = skb.ingress_ifindex();
@@ -26,6 +23,10 @@ fn guard_edge(ctx: TcContext) -> i32 {
     if came_in_by == 0 && !is_test_run {
         return NEXT;
     }
+    // Rules by interface go by the one it came in by.
+    let Some(policy) = InForce::by(if is_test_run { skb.ifindex() } else { came_in_by }) else {
+        return NEXT;
+    };
     let mut packet = Packet::EMPTY;
     let outcome = parse::network(&skb, skb.ether_type(), 0, &mut packet);
     let decision = verdict::at_edge(outcome, &packet, &policy);

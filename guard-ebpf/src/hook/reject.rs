@@ -15,7 +15,7 @@ use guard_common::{
 };
 
 use crate::{
-    maps::{self, InForce},
+    maps,
     reader::{FrameReader, SkbReader},
     report::within_budget,
 };
@@ -31,9 +31,7 @@ const GROUP: u8 = 1;
 #[inline(always)]
 fn is_due(reason: u32) -> bool {
     let is_by_rule = reason == Reason::NoRule as u32 || reason == Reason::Denied as u32;
-    is_by_rule
-        && InForce::now().is_some_and(|policy| policy.rejects())
-        && within_budget(budget::RESETS, maps::boot_ns())
+    is_by_rule && maps::rejects() && within_budget(budget::RESETS, maps::boot_ns())
 }
 
 /// What becomes of a frame that is dropped: nothing, or the answer in its place.

@@ -20,10 +20,10 @@ pub(super) const NEXT: i32 = -1;
 
 #[classifier]
 fn guard_tcx(ctx: TcContext) -> i32 {
-    let Some(policy) = InForce::now() else {
+    let skb = SkbReader::new(ctx.skb.skb);
+    let Some(policy) = InForce::by(skb.ifindex()) else {
         return NEXT;
     };
-    let skb = SkbReader::new(ctx.skb.skb);
     let mut packet = Packet::EMPTY;
     let outcome = parse::network(&skb, skb.ether_type(), 0, &mut packet);
     let decision = verdict::from_outside(outcome, &packet, &policy);

@@ -16,7 +16,8 @@ use crate::{
 
 #[xdp(frags)]
 fn guard_xdp(ctx: XdpContext) -> u32 {
-    let Some(policy) = InForce::now() else {
+    let ifindex = ctx.ingress_ifindex() as u32;
+    let Some(policy) = InForce::by(ifindex) else {
         return xdp_action::XDP_PASS;
     };
     let frame = FrameReader::new(&ctx);
@@ -25,10 +26,10 @@ fn guard_xdp(ctx: XdpContext) -> u32 {
     let decision = verdict::from_outside(outcome, &packet, &policy);
     let arrival = Arrival {
         hook: Hook::Xdp,
-        ifindex: ctx.ingress_ifindex() as u32,
+        ifindex,
         packets: 1,
         bytes: frame.len().saturating_sub(ETHERNET_BYTES) as u64,
-        is_test_run: report::is_test_run(ctx.ingress_ifindex() as u32),
+        is_test_run: report::is_test_run(ifindex),
     };
     if report::report(decision, &packet, &arrival) {
         reject::frame(&ctx, decision)

@@ -22,7 +22,15 @@ fn tcp(number: u16) -> GuardedPort {
 
 fn rule(id: u64, action: Action, kind: RuleKind, prefixes: &[&str], until_ns: u64) -> InputRule {
     let prefixes = prefixes.iter().map(|prefix| net(prefix)).collect();
-    InputRule { id: RuleId::command(id), action, kind, prefixes, ports: vec![], until_ns }
+    InputRule {
+        id: RuleId::command(id),
+        action,
+        kind,
+        prefixes,
+        ports: vec![],
+        via: None,
+        until_ns,
+    }
 }
 
 fn typed(id: u64, action: Action, prefix: &str, until_ns: u64) -> InputRule {
@@ -46,28 +54,68 @@ fn bits_of(address: IpAddr) -> u8 {
     IpNet::from(address).max_prefix_len()
 }
 
-fn ruling(tables: &Tables, address: IpAddr, port: GuardedPort, now_ns: u64) -> Ruling {
+/// Where a packet is judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum At {
+    Interface(u32),
+    Socket,
+}
+
+/// An interface that no rule names.
+const ELSEWHERE: At = At::Interface(9);
+
+const PLACES: [At; 5] =
+    [At::Interface(2), At::Interface(3), At::Interface(4), ELSEWHERE, At::Socket];
+
+/// As the kernel's programs read the tables.
+fn ruling_at(tables: &Tables, address: IpAddr, port: GuardedPort, at: At, now_ns: u64) -> Ruling {
     let row = lookup(tables, address).row as usize;
-    let index = tables.port_values()[&port].index;
-    let ladder = row * tables.ports.len() + index as usize;
-    tables.ladders[ladder].at(|| now_ns)
+    let place = row * tables.ports.len() + tables.port_values()[&port].index as usize;
+    let column = match at {
+        At::Interface(ifindex) => tables.vias.get(&ifindex).copied().unwrap_or(0),
+        At::Socket => tables.columns() - 1,
+    };
+    tables.ladders[place * tables.columns() as usize + column as usize].at(|| now_ns)
+}
+
+fn ruling(tables: &Tables, address: IpAddr, port: GuardedPort, now_ns: u64) -> Ruling {
+    ruling_at(tables, address, port, ELSEWHERE, now_ns)
 }
 
 /// The design's *Rules, in order*: every rule that holds is laid out, and the first in order is taken.
-fn oracle(input: &Input, address: IpAddr, port: GuardedPort, now_ns: u64) -> Ruling {
+fn oracle(input: &Input, address: IpAddr, port: GuardedPort, at: At, now_ns: u64) -> Ruling {
     if address.is_loopback() {
         return Ruling::Local;
     }
+    let ifindex = match at {
+        At::Interface(ifindex) => ifindex,
+        At::Socket => {
+            let by = |at| oracle(input, address, port, at, now_ns);
+            let mut here = input.local.iter().chain(&input.guests);
+            let differ = PLACES[..4].iter().any(|place| by(*place) != by(ELSEWHERE));
+            let is_here = here.any(|prefix| prefix.contains(&address));
+            return if differ && !is_here { Ruling::Vouched } else { by(ELSEWHERE) };
+        }
+    };
     let mut claims = Vec::new();
     for rule in input.rules.iter().filter(|rule| now_ns < rule.until_ns) {
         if !rule.ports.is_empty() && !rule.ports.contains(&port) {
             continue;
         }
+        if let Some(name) = &rule.via
+            && !input.vias.iter().any(|via| via.name == *name && via.indices.contains(&ifindex))
+        {
+            continue;
+        }
         let denies = rule.action == Action::Deny;
         for prefix in rule.prefixes.iter().filter(|prefix| prefix.contains(&address)) {
-            // Ranks: typed before sets; among typed ones by length; then deny before allow.
-            let length = if rule.kind == RuleKind::Typed { prefix.prefix_len() } else { 0 };
-            claims.push((rule.kind == RuleKind::Typed, length, denies));
+            // Ranks: typed before names before sets; among typed ones by length; then deny before allow.
+            let (rank, length) = match rule.kind {
+                RuleKind::Typed => (2, prefix.prefix_len()),
+                RuleKind::Name => (1, 0),
+                RuleKind::Set => (0, 0),
+            };
+            claims.push((rank, length, denies));
         }
     }
     match claims.iter().max() {
@@ -229,6 +277,89 @@ fn guests_are_this_hosts_without_being_let_in() {
     }
 }
 
+fn via(name: &str, indices: &[u32]) -> Via {
+    Via { name: name.parse().unwrap(), indices: indices.to_vec() }
+}
+
+fn by(name: &str, rule: InputRule) -> InputRule {
+    InputRule { via: Some(name.parse().unwrap()), ..rule }
+}
+
+#[test]
+fn a_rule_for_an_interface_holds_there_only() {
+    let input = Input {
+        ports: vec![tcp(1), tcp(2)],
+        rules: vec![
+            by("eth1", typed(1, Action::Allow, "10.0.0.0/8", NO_END)),
+            by("eth1", typed(2, Action::Deny, "192.0.2.7/32", NO_END)),
+            typed(3, Action::Allow, "192.0.2.0/24", NO_END),
+            typed(4, Action::Allow, "198.51.100.0/24", NO_END),
+        ],
+        vias: vec![via("eth1", &[3])],
+        ..Input::default()
+    };
+    let tables = compile(&input).unwrap();
+    assert_eq!((tables.columns(), tables.vias.len()), (3, 1));
+    let there = At::Interface(3);
+    for (address, elsewhere, at_eth1, at_socket) in [
+        ("10.1.2.3", Ruling::NoRule, Ruling::Allow, Ruling::Vouched),
+        // The next less specific rule decides where the interface is another one.
+        ("192.0.2.7", Ruling::Allow, Ruling::Deny, Ruling::Vouched),
+        ("192.0.2.8", Ruling::Allow, Ruling::Allow, Ruling::Allow),
+        ("198.51.100.1", Ruling::Allow, Ruling::Allow, Ruling::Allow),
+        ("203.0.113.1", Ruling::NoRule, Ruling::NoRule, Ruling::NoRule),
+    ] {
+        let says =
+            [ELSEWHERE, there, At::Socket].map(|at| ruling_at(&tables, ip(address), tcp(2), at, 0));
+        assert_eq!(says, [elsewhere, at_eth1, at_socket], "{address}");
+        let depends = at_socket == Ruling::Vouched;
+        assert_eq!(lookup(&tables, ip(address)).is_by_interface(), depends, "{address}");
+        let named = resolve_by(&input, ip(address), tcp(2), Some(3), 0);
+        assert_eq!(named.0, at_eth1, "{address}");
+        assert_eq!(resolve_at_socket(&input, ip(address), tcp(2), 0).0, at_socket, "{address}");
+    }
+    // Whoever does not know by which interface: the one that lets it in.
+    assert_eq!(
+        resolve(&input, ip("10.1.2.3"), tcp(1), 0),
+        (Ruling::Allow, Some(RuleId::command(1)))
+    );
+    assert_eq!(
+        resolve(&input, ip("192.0.2.7"), tcp(1), 0),
+        (Ruling::Allow, Some(RuleId::command(3)))
+    );
+}
+
+#[test]
+fn an_interface_that_is_not_there_costs_nothing_and_matches_nothing() {
+    let without = Input {
+        ports: vec![tcp(1)],
+        rules: vec![typed(1, Action::Allow, "192.0.2.0/24", NO_END)],
+        ..Input::default()
+    };
+    let mut with = without.clone();
+    with.rules.push(by("wg0", typed(2, Action::Allow, "10.0.0.0/8", NO_END)));
+    with.vias = vec![via("wg0", &[])];
+    assert_eq!(compile(&with), compile(&without));
+    assert_eq!(compile(&without).unwrap().columns(), 1);
+}
+
+#[test]
+fn a_local_source_never_needs_a_voucher() {
+    let input = Input {
+        ports: vec![tcp(1)],
+        rules: vec![by("eth1", typed(1, Action::Deny, "172.17.0.0/16", NO_END))],
+        vias: vec![via("eth1", &[3])],
+        local: vec![net("172.17.0.0/24")],
+        guests: vec![net("172.17.1.0/24")],
+        ..Input::default()
+    };
+    let tables = compile(&input).unwrap();
+    let at_socket = |address| ruling_at(&tables, ip(address), tcp(1), At::Socket, 0);
+    assert_eq!(at_socket("172.17.0.2"), Ruling::Local);
+    assert_eq!(at_socket("172.17.1.2"), Ruling::NoRule);
+    assert_eq!(at_socket("172.17.2.2"), Ruling::Vouched);
+}
+
 #[test]
 fn rules_for_ports_that_are_not_guarded_do_nothing() {
     let mut elsewhere = typed(1, Action::Allow, "192.0.2.7/32", NO_END);
@@ -287,11 +418,12 @@ fn what_does_not_fit_is_refused() {
         let prefix = IpNet::from(IpAddr::from(Ipv4Addr::from(i << 16)));
         let (id, action) = (RuleId::command(i.into()), Action::Allow);
         let (kind, until_ns) = (RuleKind::Typed, i.into());
-        InputRule { id, action, kind, prefixes: vec![prefix], ports: vec![], until_ns }
+        let prefixes = vec![prefix];
+        InputRule { id, action, kind, prefixes, ports: vec![], via: None, until_ns }
     });
     let input = Input { ports, rules: by_own_end.collect(), ..Input::default() };
     let error = compile(&input).unwrap_err();
-    assert_eq!(error, CompileError::TooManyRows { ports: 64 });
+    assert_eq!(error, CompileError::TooManyRows { ladders: 64 });
     assert!(error.to_string().contains("more than 256 different combinations"), "{error}");
 }
 
@@ -402,13 +534,18 @@ fn any_rule() -> impl Strategy<Value = InputRule> {
         prop_oneof![
             any_prefix().prop_map(|prefix| (RuleKind::Typed, vec![prefix])),
             vec(any_prefix(), 0..6).prop_map(|prefixes| (RuleKind::Set, prefixes)),
+            Just((RuleKind::Name, vec![net("0.0.0.0/0"), net("::/0")])),
         ],
         vec(select(vec![tcp(1), tcp(2), tcp(3), tcp(4)]), 0..3),
+        select(vec![None, None, Some("br0"), Some("eth0"), Some("eth1"), Some("wg0")]),
         select(vec![0, 10, 20, 30, 40, 50, NO_END, NO_END]),
     )
-        .prop_map(|(action, (kind, prefixes), ports, until_ns)| {
+        .prop_map(|(action, (kind, prefixes), ports, via, until_ns)| {
+            // A name only allows.
+            let action = if kind == RuleKind::Name { Action::Allow } else { action };
             let id = RuleId(String::new());
-            InputRule { id, action, kind, prefixes, ports, until_ns }
+            let via = via.map(|name| name.parse().unwrap());
+            InputRule { id, action, kind, prefixes, ports, via, until_ns }
         })
 }
 
@@ -424,7 +561,10 @@ fn any_input() -> impl Strategy<Value = Input> {
             for (number, rule) in (1..).zip(&mut rules) {
                 rule.id = RuleId::command(number);
             }
-            Input { ports, aliases, rules, local, guests, ..Input::default() }
+            // The bridge has two ports, one of which is named itself; the tunnel is not there.
+            let vias =
+                vec![via("br0", &[3, 4]), via("eth0", &[2]), via("eth1", &[3]), via("wg0", &[])];
+            Input { ports, aliases, rules, vias, local, guests, ..Input::default() }
         })
 }
 
@@ -477,30 +617,41 @@ proptest! {
                     let is_here = address.is_loopback()
                         || input.local.iter().chain(&input.guests).any(|net| net.contains(&address));
                     prop_assert_eq!(lookup(&tables, address).is_local(), is_here, "{}", address);
+                    let mut needs_voucher = false;
                     for (port, now_ns) in
                         input.ports.iter().flat_map(|port| MOMENTS.map(|now_ns| (*port, now_ns)))
                     {
-                        prop_assert_eq!(
-                            ruling(&tables, address, port, now_ns),
-                            oracle(&input, address, port, now_ns),
-                            "{} at port {} at {}", address, port, now_ns
-                        );
+                        for at in PLACES {
+                            let said = ruling_at(&tables, address, port, at, now_ns);
+                            prop_assert_eq!(
+                                said,
+                                oracle(&input, address, port, at, now_ns),
+                                "{} at port {} at {} {:?}", address, port, now_ns, at
+                            );
+                            needs_voucher |= said == Ruling::Vouched;
+                        }
                     }
+                    prop_assert_eq!(lookup(&tables, address).is_by_interface(), needs_voucher);
                 }
                 for (alias, to) in &input.aliases {
                     let is_one = input.ports.contains(to) && !input.ports.contains(alias);
                     let index = is_one.then(|| tables.ports[to]);
                     prop_assert_eq!(tables.aliases.get(alias).copied(), index, "{}", alias);
                 }
-                let none = vec![Ladder::always(Ruling::NoRule); tables.ports.len()];
+                let in_row = tables.ports.len() * tables.columns() as usize;
+                let none = vec![Ladder::always(Ruling::NoRule); in_row];
                 prop_assert_eq!(&tables.ladders[..none.len()], &none[..]);
                 prop_assert_eq!(tables.ladders.len() % none.len(), 0);
             }
             Err(CompileError::TooManySteps { source_prefix, port, .. }) => {
                 let around = around(&input, source_prefix);
-                let rulings = MOMENTS.map(|at| oracle(&around, source_prefix.network(), port, at));
-                let changes = rulings.windows(2).filter(|pair| pair[0] != pair[1]).count();
-                prop_assert!(changes >= STEPS, "{} at port {}", source_prefix, port);
+                let changes = |at| {
+                    let address = source_prefix.network();
+                    let rulings = MOMENTS.map(|now_ns| oracle(&around, address, port, at, now_ns));
+                    rulings.windows(2).filter(|pair| pair[0] != pair[1]).count()
+                };
+                let most = PLACES.into_iter().map(changes).max().unwrap_or(0);
+                prop_assert!(most >= STEPS, "{} at port {}", source_prefix, port);
             }
             Err(error) => panic!("{error}"),
         }
@@ -512,10 +663,13 @@ proptest! {
         for address in addresses(&input) {
             prop_assert_eq!(tables.entry(address), lookup(&tables, address));
             let port = input.ports[0];
-            let expected = oracle(&input, address, port, now_ns);
-            prop_assert_eq!(tables.ruling(address, port, now_ns), Some(expected));
-            let is_let_in = matches!(expected, Ruling::Allow | Ruling::Local);
-            prop_assert_eq!(tables.stops(address, port, now_ns), !is_let_in);
+            let lets_in = |at| {
+                matches!(oracle(&input, address, port, at, now_ns), Ruling::Allow | Ruling::Local)
+            };
+            let at_socket = oracle(&input, address, port, At::Socket, now_ns);
+            prop_assert_eq!(tables.ruling(address, port, now_ns), Some(at_socket));
+            prop_assert_eq!(tables.may_stop(address, port, now_ns), !lets_in(At::Socket));
+            prop_assert_eq!(tables.stops(address, port, now_ns), !PLACES.into_iter().any(lets_in));
             prop_assert!(!tables.stops(address, tcp(5), now_ns));
         }
     }
@@ -523,13 +677,18 @@ proptest! {
     #[test]
     fn the_rule_that_is_named_decides(input in any_input()) {
         for address in addresses(&input) {
-            for (port, now_ns) in [(tcp(1), 0), (tcp(2), 10), (tcp(3), 25)] {
-                let (answer, id) = resolve(&input, address, port, now_ns);
+            for (port, now_ns, ifindex) in
+                [(tcp(1), 0, 2), (tcp(2), 10, 3), (tcp(3), 25, 4), (tcp(2), 0, 9)]
+            {
+                let at_socket = resolve_at_socket(&input, address, port, now_ns).0;
+                let (answer, id) = resolve_by(&input, address, port, Some(ifindex), now_ns);
                 let port = match input.aliases.get(&port) {
                     Some(to) if !input.ports.contains(&port) => *to,
                     _ => port,
                 };
-                prop_assert_eq!(answer, oracle(&input, address, port, now_ns));
+                prop_assert_eq!(at_socket, oracle(&input, address, port, At::Socket, now_ns));
+                let at = At::Interface(ifindex);
+                prop_assert_eq!(answer, oracle(&input, address, port, at, now_ns));
                 match (answer, id) {
                     (Ruling::Allow | Ruling::Deny, Some(id)) => {
                         let named = input.rules.iter().find(|rule| rule.id == id).unwrap();

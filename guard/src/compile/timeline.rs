@@ -22,6 +22,29 @@ impl<T: Copy + PartialEq> Timeline<T> {
         result
     }
 
+    /// What all of these say while they say the same, else `otherwise`.
+    pub(super) fn agreed(all: &[Self], otherwise: T) -> Self {
+        let mut ends: Vec<u64> =
+            all.iter().flat_map(|timeline| timeline.0.iter().map(|(end, _)| *end)).collect();
+        ends.sort_unstable();
+        ends.dedup();
+        let mut result = Self(Vec::with_capacity(ends.len()));
+        for end in ends {
+            let until_then = |timeline: &Self| {
+                timeline.0.iter().find(|(until_ns, _)| end <= *until_ns).map(|(_, what)| *what)
+            };
+            let mut said = all.iter().filter_map(until_then);
+            let first = said.next().unwrap_or(otherwise);
+            result.push(end, if said.all(|other| other == first) { first } else { otherwise });
+        }
+        result
+    }
+
+    /// Whether it says this at some time.
+    pub(super) fn has(&self, what: T) -> bool {
+        self.0.iter().any(|(_, said)| *said == what)
+    }
+
     /// Adds a piece that follows what is there, if it ends later.
     fn push(&mut self, until_ns: u64, what: T) {
         match self.0.last_mut() {
@@ -88,6 +111,22 @@ mod tests {
         let two = base.covered_by(&[(5, 'b'), (9, 'c')]);
         assert_eq!(two.covered_by(&[(7, 'd')]).0, [(7, 'd'), (9, 'c'), (NO_END, 'a')]);
         assert_eq!(two.covered_by(&[(5, 'd')]).0, [(5, 'd'), (9, 'c'), (NO_END, 'a')]);
+    }
+
+    #[test]
+    fn agreement_ends_and_begins_with_the_pieces() {
+        let a = Timeline::always('a');
+        let b_until_5 = a.covered_by(&[(5, 'b')]);
+        let c_from_9 = Timeline::always('c').covered_by(&[(9, 'a')]);
+        assert_eq!(Timeline::agreed(std::slice::from_ref(&b_until_5), '?'), b_until_5);
+        assert_eq!(Timeline::agreed(&[b_until_5.clone(), b_until_5.clone()], '?'), b_until_5);
+        assert_eq!(
+            Timeline::agreed(&[a.clone(), b_until_5.clone()], '?').0,
+            [(5, '?'), (NO_END, 'a')]
+        );
+        let all = [a, b_until_5, c_from_9];
+        assert_eq!(Timeline::agreed(&all, '?').0, [(5, '?'), (9, 'a'), (NO_END, '?')]);
+        assert!(all[1].has('b') && !all[0].has('b'));
     }
 
     #[test]

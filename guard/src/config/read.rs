@@ -19,8 +19,8 @@ use super::{
 use crate::{
     control::Mode,
     rule::{
-        Action, GuardedPort, Origin, Rule, RuleId, Source, check_action, comment_problem, listed,
-        parse_ports, quoted,
+        Action, GuardedPort, InterfaceName, InterfaceNameError, Origin, Rule, RuleId, Source,
+        check_action, check_via, comment_problem, listed, parse_ports, quoted,
     },
 };
 
@@ -28,11 +28,11 @@ type Value<'a> = Spanned<DeValue<'a>>;
 
 const KEYS: [&str; 9] =
     ["mode", "ports", "interfaces", "attach", "forwarded", "local", "reject", "rule", "paths"];
-const RULE_KEYS: [&str; 5] = ["allow", "deny", "ports", "until", "comment"];
+const RULE_KEYS: [&str; 6] = ["allow", "deny", "ports", "via", "until", "comment"];
 const PATH_KEYS: [&str; 4] = ["pins", "cgroup", "state", "socket"];
 
 /// Keys of the design that this version does not know.
-const LATER_KEYS: [&str; 5] = ["services", "events", "web", "enrich", "via"];
+const LATER_KEYS: [&str; 4] = ["services", "events", "web", "enrich"];
 
 /// The longest path of a Unix socket (`sun_path` of `include/uapi/linux/un.h`, less the zero at the end).
 const MAX_SOCKET_PATH_BYTES: usize = 107;
@@ -148,10 +148,7 @@ impl Reader<'_> {
             if known.contains(&name) {
                 continue;
             }
-            if name == "via" {
-                let what = "rules by interface are not supported by this version";
-                self.error(key.span(), what, "Leave via out, and name the prefix behind it.");
-            } else if LATER_KEYS.contains(&name) {
+            if LATER_KEYS.contains(&name) {
                 let what = format!("{name} is not supported by this version");
                 self.error(key.span(), what, "Leave it out.");
             } else {
@@ -370,6 +367,7 @@ impl Reader<'_> {
         self.only_keys(table, &RULE_KEYS, "a rule");
         let ports = table.get("ports").map(|value| self.rule_ports(value, guarded));
         let ports = ports.unwrap_or_default();
+        let via = table.get("via").and_then(|value| self.via(value));
         let until = table.get("until").and_then(|value| self.until(value));
         let comment = table.get("comment").and_then(|value| self.comment(value));
         let (action, sources) = match (table.get("allow"), table.get("deny")) {
@@ -392,7 +390,7 @@ impl Reader<'_> {
             self.wrong_value(action.name(), sources, "Name a source, or leave the rule out.");
         }
         for item in items {
-            let Some(source) = self.source(action, item) else {
+            let Some(source) = self.source(action, via.as_ref(), item) else {
                 continue;
             };
             let line = self.places.line(item.span().start);
@@ -401,6 +399,7 @@ impl Reader<'_> {
                 action,
                 source,
                 ports: ports.clone(),
+                via: via.clone(),
                 until,
                 comment: comment.clone(),
                 origin: Origin::File { file: self.path.to_path_buf(), line },
@@ -408,7 +407,12 @@ impl Reader<'_> {
         }
     }
 
-    fn source(&mut self, action: Action, item: &Value<'_>) -> Option<Source> {
+    fn source(
+        &mut self,
+        action: Action,
+        via: Option<&InterfaceName>,
+        item: &Value<'_>,
+    ) -> Option<Source> {
         let Some(text) = item.get_ref().as_str() else {
             self.wrong_value("a source", item, "Write a string, such as \"192.0.2.0/24\".");
             return None;
@@ -416,6 +420,7 @@ impl Reader<'_> {
         let source: Result<Source, _> = text.parse();
         source
             .and_then(|source| check_action(action, &source).map(|()| source))
+            .and_then(|source| check_via(&source, via).map(|()| source))
             .map_err(|error| self.error(item.span(), &error, error.fix()))
             .ok()
     }
@@ -438,6 +443,16 @@ impl Reader<'_> {
             }
         }
         ports.into_iter().collect()
+    }
+
+    fn via(&mut self, value: &Value<'_>) -> Option<InterfaceName> {
+        let Some(text) = value.get_ref().as_str() else {
+            self.wrong_value("via", value, "Write the name of an interface, such as \"eth0\".");
+            return None;
+        };
+        text.parse()
+            .map_err(|error: InterfaceNameError| self.error(value.span(), &error, error.fix()))
+            .ok()
     }
 
     fn until(&mut self, value: &Value<'_>) -> Option<Timestamp> {

@@ -63,6 +63,7 @@ comment = "office"
 
 [[rule]]
 deny = "@/etc/guard/bad.txt"
+via = "wg0"
 until = "2027-01-31T00:00:00Z"
 
 [paths]
@@ -98,6 +99,8 @@ socket = "/tmp/guard.sock"
     assert_eq!(config.rules[1].ports, config.rules[0].ports);
     assert_eq!(config.rules[0].until, Some("2027-01-30T23:00:00Z".parse().unwrap()));
     assert_eq!(config.rules[2].until, Some("2027-01-31T00:00:00Z".parse().unwrap()));
+    let interfaces = config.rules.iter().map(|rule| rule.via.as_ref().map(ToString::to_string));
+    assert_eq!(interfaces.collect::<Vec<_>>(), [None, None, Some("wg0".to_owned())]);
     assert_eq!(config.rules[1].comment.as_deref(), Some("office"));
     let origin = |line| Origin::File { file: PathBuf::from(FILE), line };
     assert_eq!(config.rules[1].origin, origin(14));
@@ -182,8 +185,6 @@ fn unknown_keys_are_errors() {
         let what = format!("{key} is not supported by this version");
         assert_error(text, place, &what, "Leave it out.");
     }
-    let via = "[[rule]]\nallow = \"lan\"\nvia = \"tailscale0\"";
-    assert_error(via, "3:1", "rules by interface are not supported by this version", "prefix");
 }
 
 /// Text, place, what is wrong, and what would be right.
@@ -196,6 +197,11 @@ const WRONG_RULES: &[(&str, &str, &str, &str)] = &[
     ("allow = [\"lan\",\n  \"192.0.2.7/24\"]", "3:3", "bits set", "192.0.2.0/24"),
     ("deny = \"127.0.0.1\"", "2:8", "loopback can't be denied", "Leave the rule out"),
     ("allow = \"host.example.org\"", "2:9", "DNS name", "addresses"),
+    ("allow = \"lan\"\nvia = 7", "3:7", "via can't be 7", "eth0"),
+    ("allow = \"lan\"\nvia = \"eth*\"", "3:7", "stands for several interfaces", "bridge or bond"),
+    ("allow = \"lan\"\nvia = \"\"", "3:7", "can't be the name of an interface", "eth0"),
+    ("deny = \"if:wg0\"", "2:8", "if:wg0 can't be denied", "0.0.0.0/0 and ::/0 via wg0"),
+    ("allow = \"if:wg0\"\nvia = \"eth0\"", "2:9", "names its interface already", "Leave via out"),
     ("allow = \"lan\"\nports = [8081]", "3:10", "port 8081 is not guarded", "one of 11434"),
     ("allow = \"lan\"\nports = []", "3:9", "ports can't be []", "leave ports out"),
     ("allow = \"lan\"\nports = \"http\"", "3:9", "\"http\" is not a port", "11434"),

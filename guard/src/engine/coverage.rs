@@ -6,11 +6,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use guard_common::verdict::Hook;
+
 use crate::{
     config::{Attach, Config, Interfaces},
     control::InterfaceStatus,
     engine::facts::Facts,
-    host::interfaces::{Class, Interface},
+    host::{
+        interfaces::{Class, Interface},
+        via::{self, Unseen},
+    },
     kernel::{
         KernelError,
         attach::{Attacher, Coverage, Wanted, Way, coverage},
@@ -18,6 +23,7 @@ use crate::{
         pins::Pins,
         seen::Seen,
     },
+    rule::InterfaceName,
 };
 
 /// The ways to try, in order. Native XDP only where it was asked for: on several NICs attaching it costs other traffic something.
@@ -94,6 +100,34 @@ pub struct Covered {
     pub gone: Option<String>,
     /// There is more to do than there was time for.
     pub is_unfinished: bool,
+}
+
+/// What comes by an interface that rules name, by the indices of the interfaces that are to be covered for it: where one is
+/// not, none of its packets is judged there.
+///
+/// # Errors
+/// Why no packet can be told to come by it.
+pub fn judged_at(config: &Config, facts: &Facts, name: &InterfaceName) -> Result<Vec<u32>, Unseen> {
+    let hooked = wanted(config, facts)
+        .into_iter()
+        .filter(|wanted| wanted.ladder.first().is_some_and(|way| way.hook() != Hook::Edge))
+        .map(|wanted| wanted.ifindex)
+        .collect();
+    via::judged_at(name, &facts.snapshot, &facts.interfaces, &hooked)
+}
+
+/// Why no packet matches a rule for this interface at present, if that is so. `covered` are the interfaces that have a hook now.
+pub fn idle(
+    config: &Config,
+    facts: &Facts,
+    covered: &HashSet<u32>,
+    name: &InterfaceName,
+) -> Option<String> {
+    match judged_at(config, facts, name) {
+        Err(unseen) => Some(unseen.to_string()),
+        Ok(indices) if indices.iter().any(|ifindex| covered.contains(ifindex)) => None,
+        Ok(_) => Some(format!("the hook that {name} should have is missing (guard status)")),
+    }
 }
 
 /// Covers what is wanted and uncovers what no longer is. Returns what did not work, by interface: none of it keeps the

@@ -53,6 +53,7 @@ impl Settings {
                     action: Action::Allow,
                     source: text.parse()?,
                     ports: Vec::new(),
+                    via: None,
                     until: None,
                     comment: None,
                     origin: Origin::Flag,

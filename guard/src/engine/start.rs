@@ -46,7 +46,7 @@ impl Engine {
         for rule in &settings.flag_rules {
             policy::check_wide(rule.action, &rule.source, yes)?;
         }
-        let input = self.input(&whole, &facts)?;
+        let input = self.input(&settings, &whole, &facts)?;
         let tables = compile::compile(&input)?;
         check_sessions(&self.newly_guarded(&settings)?, &tables, &settings, yes)?;
         let peers = peers_cut(&tables, &settings);
@@ -176,7 +176,7 @@ pub fn check_sessions(
     }
     let own = env::var("SSH_CONNECTION").ok().and_then(|text| own_session(&text));
     let own = own.filter(|session| {
-        tables.stops(session.client.to_canonical(), session.port, probe::boot_ns())
+        tables.may_stop(session.client.to_canonical(), session.port, probe::boot_ns())
     });
     refuse_to_cut(ports, own, &peers_cut(tables, settings))
 }

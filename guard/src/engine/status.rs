@@ -8,6 +8,7 @@ use crate::{
     events::BootClock,
     host::{cgroup::Scope, forwarders},
     kernel::{KernelError, attach, counters::Counters, links, tables::PolicyMaps},
+    output,
     rule::GuardedPort,
 };
 
@@ -76,6 +77,7 @@ pub fn status(engine: &Engine) -> Result<Status, Failure> {
             .into_iter()
             .map(|rule| format!("{} (rule {})", rule.source, rule.id))
             .collect(),
+        idle_rules: engine.views(&policy, &facts)?.iter().filter_map(output::idle).collect(),
         counters: counters.as_ref().map_or_else(|| Ok(Vec::new()), Counters::totals)?,
         events: counters.as_ref().map_or_else(|| Ok(EventTotals::default()), Counters::events)?,
         version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -9,6 +9,7 @@ pub mod netlink;
 pub mod netns;
 pub mod reserved_ports;
 pub mod sockets;
+pub mod via;
 
 use std::{io, path::Path};
 

@@ -22,6 +22,8 @@ pub struct Question {
     pub source: IpAddr,
     pub destination: IpAddr,
     pub port: GuardedPort,
+    /// The interface it comes by, for a NIC's hook; 0 at the socket.
+    pub ifindex: u32,
 }
 
 /// What a program answered; `None` for "not a guarded port".
@@ -55,15 +57,16 @@ impl Oracle {
     /// # Errors
     /// When the kernel refuses the test run, or the hook's program is not loaded.
     pub fn ask(&mut self, hook: Hook, question: &Question) -> Result<Answer, KernelError> {
-        self.judge(hook, &frame(question))
+        self.judge(hook, question.ifindex, &frame(question))
     }
 
-    /// What would happen to an Ethernet frame.
+    /// What would happen to an Ethernet frame that comes by this interface.
     ///
     /// # Errors
     /// When the kernel refuses the test run (of less than an Ethernet header, for one), or the hook's program is not loaded.
-    pub fn judge(&mut self, hook: Hook, frame: &[u8]) -> Result<Answer, KernelError> {
-        self.explained.set(0, Explained::default(), 0).map_err(failed)?;
+    pub fn judge(&mut self, hook: Hook, ifindex: u32, frame: &[u8]) -> Result<Answer, KernelError> {
+        let asked = Explained { ifindex, ..Explained::default() };
+        self.explained.set(0, asked, 0).map_err(failed)?;
         let mut options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::default() };
         let mut context = [0; CB_OFFSET + 4];
         let (name, result) = match hook {

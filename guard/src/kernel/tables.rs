@@ -6,8 +6,8 @@ use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key};
 use guard_common::{
     abi::{
         ABI_VERSION, InsideKey, Ladder, MAX_GUARDED_PORTS, MAX_INSIDE, MAX_LADDERS, MAX_SOURCES,
-        POLICY_SLOTS, PORT_ALIAS, PORT_WORDS, PolicyHeader, PortIndex, PortKey, PortValue,
-        SourceKey, SourceValue, map, port_word,
+        MAX_VIA_INDICES, POLICY_SLOTS, PORT_ALIAS, PORT_WORDS, PolicyHeader, PortIndex, PortKey,
+        PortValue, SourceKey, SourceValue, ViaKey, map, port_word,
     },
     packet::Protocol,
 };
@@ -28,6 +28,7 @@ pub struct PolicyMaps {
     sources: LpmTrie<MapData, SourceKey, SourceValue>,
     ladders: Array<MapData, Ladder>,
     inside: HashMap<MapData, InsideKey, u32>,
+    vias: HashMap<MapData, ViaKey, u32>,
     instance: u64,
     /// What each slot holds, where this process has written it whole. Nobody else writes while it has the lock.
     written: [Option<Tables>; POLICY_SLOTS as usize],
@@ -76,6 +77,9 @@ impl PolicyMaps {
             inside: Map::HashMap(open(pins, map::INSIDE)?)
                 .try_into()
                 .map_err(failed(map::INSIDE, "opened"))?,
+            vias: Map::HashMap(open(pins, map::VIAS)?)
+                .try_into()
+                .map_err(failed(map::VIAS, "opened"))?,
             instance: pins.instance,
             written: [None, None],
         })
@@ -169,6 +173,7 @@ impl PolicyMaps {
             port_count: wanted.ports.len() as u32,
             abi_version: ABI_VERSION,
             rule_count: terms.rule_count,
+            columns: wanted.columns(),
             reserved: 0,
         };
         self.policy.set(slot, header, 0).map_err(failed(map::POLICY, "written"))?;
@@ -213,6 +218,17 @@ impl PolicyMaps {
             self.ports
                 .insert(port_key(slot, *port), *value, 0)
                 .map_err(failed(map::PORTS, "written"))?;
+        }
+        for ifindex in &plan.remove_vias {
+            match self.vias.remove(&ViaKey { slot, ifindex: *ifindex }) {
+                Err(MapError::KeyNotFound) | Ok(()) => {}
+                Err(error) => return Err(failed(map::VIAS, "written")(error)),
+            }
+        }
+        for (ifindex, column) in &plan.put_vias {
+            self.vias
+                .insert(ViaKey { slot, ifindex: *ifindex }, *column, 0)
+                .map_err(failed(map::VIAS, "written"))?;
         }
         for (index, ladder) in &plan.put_ladders {
             self.ladders
@@ -286,8 +302,15 @@ impl PolicyMaps {
                 tables.sources.insert(Prefix { family, address: *key.address(), bits }, value);
             }
         }
+        for entry in &self.vias {
+            let (key, column) = entry.map_err(failed(map::VIAS, "read"))?;
+            if key.slot == slot {
+                tables.vias.insert(key.ifindex, column);
+            }
+        }
         let rows = tables.sources.values().map(|value| value.row).max().unwrap_or(0) + 1;
-        let ladders = (rows as usize * tables.ports.len()).min(MAX_LADDERS as usize) as u32;
+        let in_row = tables.ports.len() * tables.columns() as usize;
+        let ladders = (rows as usize * in_row).min(MAX_LADDERS as usize) as u32;
         for index in 0..ladders {
             let ladder = self
                 .ladders
@@ -304,6 +327,7 @@ fn check_room(wanted: &Tables) -> Result<(), KernelError> {
         ("guarded ports", wanted.ports.len() + wanted.aliases.len(), MAX_GUARDED_PORTS as usize),
         ("combinations of rules", wanted.ladders.len(), MAX_LADDERS as usize),
         ("local bridges and containers' interfaces", wanted.inside.len(), MAX_INSIDE as usize),
+        ("interfaces of rules", wanted.vias.len(), (MAX_VIA_INDICES / POLICY_SLOTS) as usize),
         ("prefixes", wanted.sources.len(), (MAX_SOURCES / POLICY_SLOTS) as usize),
     ];
     for (what, needed, room) in rooms {

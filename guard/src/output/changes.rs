@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{
-    rules::{self, ends, scope},
+    rules::{self, ends, scope, who},
     text::{Page, View, count, count_of, escaped},
 };
 use crate::{
@@ -22,7 +22,7 @@ pub fn added(change: &Change, view: &View) -> String {
         };
         page.line(format!(
             "{done} {} at {}{} (rule {})",
-            escaped(&rule.source),
+            who(rule),
             scope(rule),
             ends(rule, view),
             escaped(&rule.id.0),
@@ -48,7 +48,7 @@ fn described(rule: &RuleView, view: &View) -> String {
     format!(
         "{} {} at {}{} (rule {})",
         rules::action(rule.action),
-        escaped(&rule.source),
+        who(rule),
         scope(rule),
         ends(rule, view),
         escaped(&rule.id.0),

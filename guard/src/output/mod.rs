@@ -21,7 +21,7 @@ use serde::Serialize;
 pub use attempts::{attempt, lagged};
 pub use changes::{added, checked, down, mode, notes, reloaded, removed};
 pub use explanation::explanation;
-pub use rules::{ends, rules, scope};
+pub use rules::{ends, idle, rules, scope, who};
 pub use status::{backstop, interfaces, status};
 pub use text::View;
 

@@ -1,6 +1,6 @@
 //! The rules, as a table.
 
-use super::text::{View, columns, escaped, ports};
+use super::text::{Page, View, columns, escaped, ports};
 use crate::{
     control::RuleView,
     rule::{Action, Origin},
@@ -15,12 +15,32 @@ pub fn rules(rules: &[RuleView], view: &View) -> String {
     let head = ["ID", "ACTION", "SOURCE", "PORTS", "ENDS", "FROM", "COMMENT"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     rows.extend(rules.iter().map(|rule| row(rule, view)));
-    columns(&rows)
+    let mut page = Page::default();
+    page.block(&columns(&rows));
+    for sentence in rules.iter().filter_map(idle) {
+        page.line(format!("{} {}", view.notable("note:"), escaped(&sentence)));
+    }
+    page.into_text()
+}
+
+/// That no packet can match a rule at present, and why.
+#[must_use]
+pub fn idle(rule: &RuleView) -> Option<String> {
+    let why = rule.idle.as_ref()?;
+    Some(format!("rule {} matches nothing at present: {why}", rule.id))
+}
+
+/// `10.20.0.0/16 via wg0`: whom a rule is about.
+#[must_use]
+pub fn who(rule: &RuleView) -> String {
+    let via = rule.via.as_deref().map(|via| format!(" via {}", escaped(via)));
+    format!("{}{}", escaped(&rule.source), via.unwrap_or_default())
 }
 
 fn row(rule: &RuleView, view: &View) -> Vec<String> {
-    let mut source = escaped(&rule.source);
-    if rule.prefixes != 1 {
+    let mut source = who(rule);
+    // An interface is one thing, whatever stands for it.
+    if rule.prefixes != 1 && !rule.source.starts_with("if:") {
         source = format!("{source} ({} prefixes)", rule.prefixes);
     }
     let ends = match rule.until {
@@ -82,6 +102,8 @@ pub(super) mod tests {
             action,
             source: source.into(),
             ports: Vec::new(),
+            via: None,
+            idle: None,
             until: None,
             comment: None,
             origin: Origin::Command,
@@ -116,6 +138,25 @@ pub(super) mod tests {
                f1  allow   10.20.0.0/16                            all                   never                      /etc/guard/guard.toml:12  office\n  \
                3   deny    10.20.3.7                               TCP 11434 and UDP 53  14:00:00                   command\n  \
                g1  allow   @/etc/guard/office.txt (3120 prefixes)  all                   ended 2026-11-24 14:00:00  guard run\n"
+        );
+    }
+
+    #[test]
+    fn an_interface_stands_with_the_source_and_what_matches_nothing_is_said() {
+        let listed = [
+            RuleView {
+                via: Some("wg0".into()),
+                idle: Some("there is no interface wg0".into()),
+                ..rule("1", Action::Allow, "10.20.0.0/16")
+            },
+            RuleView { prefixes: 2, ..rule("2", Action::Allow, "if:eth1") },
+        ];
+        assert_eq!(
+            rules(&listed, &view()),
+            "  ID  ACTION  SOURCE                PORTS  ENDS   FROM     COMMENT\n  \
+               1   allow   10.20.0.0/16 via wg0  all    never  command\n  \
+               2   allow   if:eth1               all    never  command\n\
+             note: rule 1 matches nothing at present: there is no interface wg0\n"
         );
     }
 

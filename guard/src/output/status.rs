@@ -23,6 +23,9 @@ pub fn status(status: &Status, view: &View) -> String {
     for wide in &status.wide_rules {
         page.line(format!("{} {}", view.notable("very wide:"), escaped(wide)));
     }
+    for idle in &status.idle_rules {
+        page.line(format!("{} {}", view.notable("note:"), escaped(idle)));
+    }
     page.line(daemon(status));
     totals(&status.counters, &mut page);
     unreported(status, &mut page);
@@ -236,6 +239,7 @@ pub(crate) mod tests {
             outlives_daemon: true,
             rules: 2,
             wide_rules: Vec::new(),
+            idle_rules: Vec::new(),
             counters: vec![
                 counter("tcx", "drop", "no-rule", 1_234, 74_040),
                 counter("tcx", "pass", "local", 0, 0),

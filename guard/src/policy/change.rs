@@ -6,8 +6,8 @@ use super::{Clock, Policy, check_wide, denied_by, is_same};
 use crate::{
     control::{AddRules, Failure},
     rule::{
-        Action, GuardedPort, Origin, Rule, RuleId, Source, check_action, comment_problem, listed,
-        parse_port_list, quoted,
+        Action, GuardedPort, InterfaceName, Origin, Rule, RuleId, Source, check_action, check_via,
+        comment_problem, listed, parse_port_list, quoted,
     },
     state::State,
 };
@@ -25,7 +25,7 @@ pub struct Added {
 
 /// Makes the rules of a request in `state`. `policy` holds all rules that there are.
 ///
-/// A rule for the same source and ports that a command has made is renewed; an allow is never shortened.
+/// A rule for the same source, ports and interface that a command has made is renewed; an allow is never shortened.
 ///
 /// # Errors
 /// When anything in the request is not well formed, or needs confirmation. `state` may hold part of it then: the caller
@@ -37,6 +37,7 @@ pub fn add(
     clock: &Clock,
 ) -> Result<Added, Failure> {
     let ports = ports(policy, &request.ports)?;
+    let via: Option<InterfaceName> = request.via.as_deref().map(str::parse).transpose()?;
     let until = match request.for_seconds {
         None => None,
         Some(seconds) => Some(end_after(clock.wall, seconds)?),
@@ -54,12 +55,14 @@ pub fn add(
     for text in &request.sources {
         let source: Source = text.parse()?;
         check_action(request.action, &source)?;
+        check_via(&source, via.as_ref())?;
         check_wide(request.action, &source, request.yes)?;
         let rule = Rule {
             id: RuleId::command(state.next_rule),
             action: request.action,
             source,
             ports: ports.clone(),
+            via: via.clone(),
             until,
             comment: request.comment.clone(),
             origin: Origin::Command,
@@ -203,6 +206,7 @@ mod tests {
             action,
             sources: sources.iter().map(ToString::to_string).collect(),
             ports: Vec::new(),
+            via: None,
             for_seconds: None,
             comment: None,
             yes: false,
@@ -254,6 +258,37 @@ mod tests {
     }
 
     #[test]
+    fn a_rule_for_another_interface_is_another_rule() {
+        let mut state = State::default();
+        let via = |action, name: &str| AddRules {
+            via: Some(name.to_owned()),
+            ..request(action, &["192.0.2.1"])
+        };
+        for request in [
+            request(Action::Allow, &["192.0.2.1"]),
+            via(Action::Allow, "eth0"),
+            via(Action::Allow, "eth1"),
+            via(Action::Allow, "eth1"),
+        ] {
+            added(&mut state, &request).unwrap();
+        }
+        let interfaces: Vec<_> =
+            state.rules.iter().map(|rule| rule.interface().map(InterfaceName::as_str)).collect();
+        assert_eq!(interfaces, [None, Some("eth0"), Some("eth1")]);
+        let error = remove(&policy(&state), &["192.0.2.1".to_owned()], &mut state).unwrap_err();
+        assert!(error.what.contains("1, 2 and 3"), "{}", error.what);
+
+        // A deny hides an allow that holds for no more interfaces.
+        added(&mut state, &via(Action::Deny, "eth1")).unwrap();
+        assert!(added(&mut state, &via(Action::Allow, "eth0")).unwrap().notes.is_empty());
+        let notes = added(&mut state, &via(Action::Allow, "eth1")).unwrap().notes;
+        assert_eq!(notes, ["rule 4 denies 192.0.2.1 and wins"]);
+        assert!(
+            added(&mut state, &request(Action::Allow, &["192.0.2.1"])).unwrap().notes.is_empty()
+        );
+    }
+
+    #[test]
     fn a_hidden_allow_is_said() {
         let mut state = State::default();
         let notes = added(&mut state, &request(Action::Allow, &["198.51.100.0/24"])).unwrap().notes;
@@ -291,11 +326,15 @@ mod tests {
             AddRules { sources: vec!["192.0.2.1/24".to_owned()], ..good.clone() },
             AddRules { ports: vec!["8080".to_owned()], ..good.clone() },
             AddRules { ports: vec!["x".to_owned()], ..good.clone() },
+            AddRules { via: Some("eth*".to_owned()), ..good.clone() },
+            AddRules { via: Some(String::new()), ..good.clone() },
             AddRules { comment: Some("a\nb".to_owned()), ..good.clone() },
             AddRules { for_seconds: Some(u64::MAX), ..good.clone() },
             AddRules { for_seconds: Some(0), ..good.clone() },
             AddRules { sources: vec!["0.0.0.0/0".to_owned()], ..good },
             request(Action::Deny, &["127.0.0.1"]),
+            request(Action::Deny, &["if:eth0"]),
+            AddRules { via: Some("eth1".to_owned()), ..request(Action::Allow, &["if:eth0"]) },
         ];
         for request in bad {
             assert!(added(&mut state, &request).is_err(), "{request:?}");

@@ -1,4 +1,4 @@
-//! Sources as people write them: `192.0.2.7`, `2001:db8::/32`, `@/etc/guard/office.txt`, `lan`, `lan6`.
+//! Sources as people write them: `192.0.2.7`, `2001:db8::/32`, `@/etc/guard/office.txt`, `lan`, `lan6`, `if:wg0`.
 
 use std::{
     fmt,
@@ -9,7 +9,7 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{Action, Source, quoted};
+use super::{Action, InterfaceName, InterfaceNameError, Source, quoted};
 use crate::control::Failure;
 
 /// The longest source, in bytes: `@` and a path (`PATH_MAX` of `include/uapi/linux/limits.h`).
@@ -38,8 +38,12 @@ pub enum SourceError {
     DnsName { text: String },
     #[error("{} names a country, which this version does not know", quoted(.text))]
     Country { text: String },
-    #[error("{} names an interface: rules by interface are not supported by this version", quoted(.text))]
-    Interface { text: String },
+    #[error("{} names no interface: {error}", quoted(.text))]
+    Interface { text: String, error: InterfaceNameError },
+    #[error("if:{name} can't be denied: a name only allows")]
+    InterfaceDenied { name: InterfaceName },
+    #[error("if:{name} names its interface already, and has via = {} too", quoted(.via.as_str()))]
+    InterfaceTwice { name: InterfaceName, via: InterfaceName },
     #[error("{} is not a source", quoted(.text))]
     UnknownWord { text: String },
     #[error("{} does not name a file by its full path", quoted(.text))]
@@ -63,7 +67,9 @@ impl SourceError {
                 format!("Write a number of bits from 0 to {most} after the slash.")
             }
             Self::MappedIpv4 { ipv4, .. } => format!("Write {}.", written(*ipv4)),
-            Self::Zone { address, .. } => format!("Write {address}."),
+            Self::Zone { address, .. } => {
+                format!("Write {address}, and name the interface as the rule's via.")
+            }
             Self::WithPort { address, port, .. } => {
                 format!("Write {address}, and give the port {port} as a port of the rule.")
             }
@@ -71,11 +77,15 @@ impl SourceError {
             Self::Country { .. } => {
                 "Write its prefixes to a file and name that: @/etc/guard/country.txt.".to_owned()
             }
-            Self::Interface { .. } => {
-                "Write the prefix of the machines behind it, such as 100.64.0.0/10.".to_owned()
+            Self::Interface { error, .. } => error.fix(),
+            Self::InterfaceDenied { name } => {
+                format!("Deny the prefixes 0.0.0.0/0 and ::/0 via {name}.")
+            }
+            Self::InterfaceTwice { name, .. } => {
+                format!("Leave via out, or name a prefix in place of if:{name}.")
             }
             Self::UnknownWord { .. } => {
-                "Write an address, a prefix, @ and the full path of a file of prefixes, lan or lan6."
+                "Write an address, a prefix, @ and the full path of a file of prefixes, lan, lan6, or if: and                  the name of an interface."
                     .to_owned()
             }
             Self::RelativeFile { .. } => {
@@ -115,13 +125,29 @@ pub fn is_loopback(prefix: IpNet) -> bool {
 /// Whether a rule may do this with this source.
 ///
 /// # Errors
-/// When it would deny loopback.
+/// When it would deny loopback, or a name.
 pub fn check_action(action: Action, source: &Source) -> Result<(), SourceError> {
     match (action, source) {
         (Action::Deny, Source::Prefix(prefix)) if is_loopback(*prefix) => {
             Err(SourceError::LoopbackDenied { prefix: *prefix })
         }
+        (Action::Deny, Source::Interface(name)) => {
+            Err(SourceError::InterfaceDenied { name: name.clone() })
+        }
         (Action::Allow | Action::Deny, _) => Ok(()),
+    }
+}
+
+/// Whether a rule with this source may come by an interface.
+///
+/// # Errors
+/// When the source names one itself.
+pub fn check_via(source: &Source, via: Option<&InterfaceName>) -> Result<(), SourceError> {
+    match (source, via) {
+        (Source::Interface(name), Some(via)) => {
+            Err(SourceError::InterfaceTwice { name: name.clone(), via: via.clone() })
+        }
+        _ => Ok(()),
     }
 }
 
@@ -132,6 +158,7 @@ impl fmt::Display for Source {
             Self::File(path) => write!(f, "@{}", path.display()),
             Self::Lan => f.write_str("lan"),
             Self::Lan6 => f.write_str("lan6"),
+            Self::Interface(name) => write!(f, "if:{name}"),
         }
     }
 }
@@ -180,8 +207,11 @@ impl FromStr for Source {
         if text.starts_with("country:") {
             return Err(SourceError::Country { text: text.to_owned() });
         }
-        if text.starts_with("if:") {
-            return Err(SourceError::Interface { text: text.to_owned() });
+        if let Some(name) = text.strip_prefix("if:") {
+            return name
+                .parse()
+                .map(Self::Interface)
+                .map_err(|error| SourceError::Interface { text: text.to_owned(), error });
         }
         parse_prefix(text).map(Self::Prefix)
     }
@@ -287,6 +317,7 @@ mod tests {
             ("2001:db8:0:0::1", Source::Prefix(net("2001:db8::1/128")), "2001:db8::1"),
             ("lan", Source::Lan, "lan"),
             ("lan6", Source::Lan6, "lan6"),
+            ("if:wg0", Source::Interface("wg0".parse().unwrap()), "if:wg0"),
             (
                 "@/etc/guard/office.txt",
                 Source::File(PathBuf::from("/etc/guard/office.txt")),
@@ -315,8 +346,8 @@ mod tests {
             ("::ffff:192.0.2.7", "stands for IPv4", "Write 192.0.2.7."),
             ("::ffff:0:0/96", "stands for IPv4", "Write 0.0.0.0/0."),
             ("::ffff:192.0.2.0/120", "stands for IPv4", "Write 192.0.2.0/24."),
-            ("fe80::1%eth0", "names an interface", "Write fe80::1."),
-            ("fe80::%eth0/64", "names an interface", "Write fe80::."),
+            ("fe80::1%eth0", "names an interface", "Write fe80::1, and name the interface"),
+            ("fe80::%eth0/64", "names an interface", "Write fe80::, and"),
             ("192.0.2.7:11434", "names a port", "Write 192.0.2.7, and give the port 11434"),
             ("[2001:db8::1]:80", "names a port", "Write 2001:db8::1,"),
             ("192.0.2", "is not an address", "192.0.2.7"),
@@ -328,7 +359,10 @@ mod tests {
             ("7", "is not an address", "192.0.2.7"),
             ("host.example.org", "DNS name", "addresses it stands for"),
             ("country:FR", "a country", "@/etc/guard/country.txt"),
-            ("if:tailscale0", "not supported by this version", "100.64.0.0/10"),
+            ("if:", "names no interface", "eth0"),
+            ("if:sixteen-letters!", "names no interface", "at most 15 bytes"),
+            ("if:eth*", "stands for several interfaces", "the bridge or bond above them"),
+            ("if:eth0:1", "can't be the name of an interface", "eth0"),
             ("office", "is not a source", "lan6"),
             ("LAN", "is not a source", "lan6"),
             ("@office.txt", "full path", "@/etc/guard/office.txt"),
@@ -367,6 +401,20 @@ mod tests {
             let source: Source = text.parse().unwrap();
             assert!(check_action(Action::Deny, &source).is_ok(), "{text}");
         }
+    }
+
+    #[test]
+    fn an_interface_may_be_allowed_but_not_denied_or_named_twice() {
+        let source: Source = "if:wg0".parse().unwrap();
+        let other: InterfaceName = "eth0".parse().unwrap();
+        assert!(check_action(Action::Allow, &source).is_ok());
+        let denied = check_action(Action::Deny, &source).unwrap_err();
+        assert!(denied.to_string().contains("if:wg0 can't be denied"), "{denied}");
+        assert!(denied.fix().contains("0.0.0.0/0 and ::/0 via wg0"), "{}", denied.fix());
+        assert!(check_via(&source, None).is_ok());
+        let twice = check_via(&source, Some(&other)).unwrap_err();
+        assert!(twice.to_string().contains("via = \"eth0\""), "{twice}");
+        assert!(check_via(&"lan".parse().unwrap(), Some(&other)).is_ok());
     }
 
     fn any_prefix() -> impl Strategy<Value = IpNet> {
