@@ -13,12 +13,24 @@ use crate::{
     report::{self, Arrival},
 };
 
+/// Takes frames of any size.
 #[xdp(frags)]
 fn guard_xdp(ctx: XdpContext) -> u32 {
+    judge(&ctx)
+}
+
+/// The same for kernels below 5.18, which know no frames of several buffers: there no device gives it one.
+#[xdp]
+fn guard_xdp_plain(ctx: XdpContext) -> u32 {
+    judge(&ctx)
+}
+
+#[inline(always)]
+fn judge(ctx: &XdpContext) -> u32 {
     let Some(policy) = InForce::now() else {
         return xdp_action::XDP_PASS;
     };
-    let frame = FrameReader::new(&ctx);
+    let frame = FrameReader::new(ctx);
     let mut packet = Packet::EMPTY;
     let outcome = parse::frame(&frame, &mut packet);
     let decision = verdict::from_outside(outcome, &packet, &policy);
