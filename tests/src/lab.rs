@@ -213,6 +213,15 @@ impl Lab {
         container
     }
 
+    /// A machine with no links yet.
+    #[must_use]
+    #[track_caller]
+    pub fn add_bare_machine(&self, name: &str) -> Machine {
+        let machine = Machine::new(netns(&self.name, name));
+        self.add_machine(&machine);
+        machine
+    }
+
     /// Lets the server forward packets between its links.
     #[track_caller]
     pub fn let_server_forward(&self) {
