@@ -34,10 +34,14 @@ const TEST_PROGRAMS: [(&str, Package); 3] = [
 ];
 
 /// A program that packs a virtual machine, and the package that holds it.
-const MACHINE_PROGRAMS: [(&str, Package); 2] = [
+const MACHINE_PROGRAMS: [(&str, Package); 3] = [
     (
         "strip",
         Package { name: "binutils", purpose: "`strip`: virtual machines hold small programs" },
+    ),
+    (
+        "wg",
+        Package { name: "wireguard-tools", purpose: "`wg`: WireGuard tunnels are tested there" },
     ),
     ("xz", Package { name: "xz-utils", purpose: "`xz`: modules of other kernels are compressed" }),
 ];

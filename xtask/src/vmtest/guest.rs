@@ -18,9 +18,6 @@ use crate::{
 const PROGRAMS: [&str; 10] =
     ["ip", "nft", "nsenter", "setpriv", "unshare", "sh", "mount", "umount", "mkdir", "wg"];
 
-/// Those of them that only some tests ask for, by themselves.
-const OPTIONAL: [&str; 1] = ["wg"];
-
 const GUARD: &str = "/guard";
 const TESTS: &str = "/tests";
 const MODULES: &str = "/modules";
@@ -89,10 +86,8 @@ pub fn pack(
         plan += &format!("module {path}\n");
     }
     for name in PROGRAMS {
-        match find_program(name) {
-            Some(path) => add_program(&mut archive, &path, &format!("/bin/{name}"))?,
-            None => ensure!(OPTIONAL.contains(&name), "`{name}` is not installed"),
-        }
+        let path = find_program(name).with_context(|| format!("`{name}` is not installed"))?;
+        add_program(&mut archive, &path, &format!("/bin/{name}"))?;
     }
     add_stripped(workspace, &mut archive, &built.binary, GUARD)?;
     for (name, path) in &tests.helpers {

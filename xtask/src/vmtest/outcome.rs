@@ -7,6 +7,8 @@ pub struct Outcome {
     failed: usize,
     /// Tests that this kernel misses something for, with what it is.
     skipped: Vec<String>,
+    /// Parts of tests, likewise.
+    left_out: Vec<String>,
     /// Programs that were started and have not said how it went.
     unfinished: Vec<String>,
     /// The guest's last word: it has run everything.
@@ -20,6 +22,8 @@ impl Outcome {
         // A skipping test may write behind the test runner's unfinished line.
         if let Some((_, skipped)) = line.split_once("skipped: ") {
             self.skipped.push(skipped.to_owned());
+        } else if let Some((_, part)) = line.split_once("left out: ") {
+            self.left_out.push(part.to_owned());
         } else if let Some(counts) = line.strip_prefix("test result: ") {
             self.passed += count(counts, "passed");
             self.failed += count(counts, "failed");
@@ -69,8 +73,9 @@ impl Outcome {
         format!("{passed} passed, {} failed{skipped}", self.failed)
     }
 
-    pub fn skipped(&self) -> &[String] {
-        &self.skipped
+    /// What was not tested, and for want of what.
+    pub fn omissions(&self) -> impl Iterator<Item = &str> {
+        self.skipped.iter().chain(&self.left_out).map(String::as_str)
     }
 }
 
@@ -97,13 +102,14 @@ mod tests {
     #[test]
     fn what_passed_failed_and_was_left_out_is_counted() {
         let good = outcome(
-            "vmtest: run access\ntest a ... skipped: a::tcx: TCX needs kernel 6.6\nok\ntest b ... ok\n\
+            "vmtest: run access\ntest a ... skipped: a::tcx: TCX needs kernel 6.6\nok\nleft out: vxlan: unknown device type\ntest b ... ok\n\
              test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 9 filtered out; finished in 1s\n\
              vmtest: ran access: exit 0 after 1.0 s\nvmtest: done",
         );
         assert!(good.is_good(), "{good:?}");
         assert_eq!(good.summary(), "1 passed, 0 failed, 1 skipped");
-        assert_eq!(good.skipped(), ["a::tcx: TCX needs kernel 6.6"]);
+        let omissions: Vec<&str> = good.omissions().collect();
+        assert_eq!(omissions, ["a::tcx: TCX needs kernel 6.6", "vxlan: unknown device type"]);
 
         let bad = outcome(
             "vmtest: run access\ntest result: FAILED. 2 passed; 1 failed; 0 ignored;\nvmtest: done",
