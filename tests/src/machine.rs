@@ -97,7 +97,7 @@ impl Machine {
             .iter()
             .any(|text| errors.contains(text))
         {
-            return Err(errors.trim().to_owned());
+            return Err(errors.lines().next().unwrap_or_default().to_owned());
         }
         assert!(
             output.status.success(),

@@ -14,6 +14,14 @@ use crate::{machine::Machine, wire::Mac};
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 
+/// The kernel wants room for an address as long as the interface's own, up to 32 bytes (`packet_snd` in
+/// `net/packet/af_packet.c`): a tunnel's is that of an IPv6 host.
+#[repr(C)]
+struct LongAddress {
+    fields: libc::sockaddr_ll,
+    _rest: [u8; 24],
+}
+
 /// A machine's interface; the kernel writes its link's header.
 #[derive(Debug)]
 pub struct Outlet {
@@ -48,17 +56,20 @@ impl Outlet {
 
     fn try_send(&self, packet: &[u8]) -> io::Result<()> {
         let kind = if packet[0] >> 4 == 6 { ETHERTYPE_IPV6 } else { ETHERTYPE_IPV4 };
-        let mut address = libc::sockaddr_ll {
-            sll_family: libc::AF_PACKET.cast_unsigned().try_into().map_err(io::Error::other)?,
-            sll_protocol: kind.to_be(),
-            sll_ifindex: self.index.try_into().map_err(io::Error::other)?,
-            sll_hatype: 0,
-            sll_pkttype: 0,
-            sll_halen: 6,
-            sll_addr: [0; 8],
+        let mut address = LongAddress {
+            fields: libc::sockaddr_ll {
+                sll_family: libc::AF_PACKET.cast_unsigned().try_into().map_err(io::Error::other)?,
+                sll_protocol: kind.to_be(),
+                sll_ifindex: self.index.try_into().map_err(io::Error::other)?,
+                sll_hatype: 0,
+                sll_pkttype: 0,
+                sll_halen: 6,
+                sll_addr: [0; 8],
+            },
+            _rest: [0; 24],
         };
-        address.sll_addr[..6].copy_from_slice(&self.to);
-        let length = size_of::<libc::sockaddr_ll>().try_into().map_err(io::Error::other)?;
+        address.fields.sll_addr[..6].copy_from_slice(&self.to);
+        let length = size_of::<LongAddress>().try_into().map_err(io::Error::other)?;
         // SAFETY: packet and address are whole and live across the call, the lengths are theirs, the descriptor is open.
         let sent = unsafe {
             libc::sendto(
