@@ -16,21 +16,22 @@ use crate::{
 /// Takes frames of any size.
 #[xdp(frags)]
 fn guard_xdp(ctx: XdpContext) -> u32 {
-    judge(&ctx)
+    judge::<false>(&ctx)
 }
 
 /// The same for kernels below 5.18, which know no frames of several buffers: there no device gives it one.
 #[xdp]
 fn guard_xdp_plain(ctx: XdpContext) -> u32 {
-    judge(&ctx)
+    judge::<true>(&ctx)
 }
 
+/// For `FORGETFUL` see [`FrameReader`].
 #[inline(always)]
-fn judge(ctx: &XdpContext) -> u32 {
+fn judge<const FORGETFUL: bool>(ctx: &XdpContext) -> u32 {
     let Some(policy) = InForce::now() else {
         return xdp_action::XDP_PASS;
     };
-    let frame = FrameReader::new(ctx);
+    let frame = FrameReader::<FORGETFUL>::new(ctx);
     let mut packet = Packet::EMPTY;
     let outcome = parse::frame(&frame, &mut packet);
     let decision = verdict::from_outside(outcome, &packet, &policy);

@@ -61,7 +61,7 @@ fn load_xdp(ebpf: &mut Ebpf, pins: &Pins) -> Result<Option<String>, KernelError>
         let program = ebpf.program_mut(name).ok_or(KernelError::NoObject)?;
         match load_program(program) {
             Ok(()) => return pin_program(program, program::XDP, pins).map(|()| None),
-            Err(error) => failure = failure.or_else(|| Some(chain(&error))),
+            Err(error) => failure = Some(chain(&error)),
         }
     }
     Ok(failure)
