@@ -74,14 +74,11 @@ impl Apt {
                  APT::Sandbox::User \"root\";\n"
             ),
         )?;
-        let sources: String = suites
-            .iter()
-            .map(|suite| {
-                let mirror = mirrors.of_suite(suite);
-                format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n")
-            })
-            .collect();
-        write(&apt.directory.join("sources/suites.list"), &sources)?;
+        let source = |suite: &&str| {
+            format!("deb [signed-by={KEYRING}] {} {suite} main\n", mirrors.of_suite(suite))
+        };
+        let sources: Vec<String> = suites.iter().map(source).collect();
+        write(&apt.directory.join("sources/suites.list"), &sources.concat())?;
         let what = format!("reading the lists of {}", suites.join(" and "));
         if let Err(error) = run(apt.command("apt-get").args(["--quiet=2", "update"]), &what) {
             eprintln!("xtask: {error:#}; going on with the lists that are here");
@@ -109,7 +106,7 @@ impl Apt {
     pub fn unpack(&self, packages: &[String], into: &Path) -> Result<()> {
         let mut download = self.command("apt-get");
         download.args(["--quiet=2", "download"]).args(packages);
-        self.unpack_what(&mut download, &packages.join(" and "), into)
+        unpack_what(&mut download, &packages.join(" and "), into)
     }
 
     /// As [`Apt::unpack`], one package with all it needs that this machine has not installed.
@@ -120,28 +117,29 @@ impl Apt {
             .arg("--option")
             .arg(format!("Dir::Cache::archives={}", partial(into).display()))
             .arg(package);
-        self.unpack_what(&mut download, package, into)
+        unpack_what(&mut download, package, into)
     }
+}
 
-    fn unpack_what(&self, download: &mut Command, name: &str, into: &Path) -> Result<()> {
-        let place = partial(into);
-        if place.exists() {
-            fs::remove_dir_all(&place)
-                .with_context(|| format!("{} can't be removed", place.display()))?;
-        }
-        make_directory(&place.join("partial"))?;
-        make_directory(&place.join("tree"))?;
-        eprintln!("xtask: fetching {name}");
-        run(download.current_dir(&place), &format!("fetching {name}"))?;
-        for package in files_of(&place, ".deb")? {
-            let mut unpack = without_cargo_variables("dpkg-deb");
-            unpack.arg("--extract").arg(&package).arg(place.join("tree"));
-            run(&mut unpack, &format!("unpacking {}", package.display()))?;
-        }
-        fs::rename(place.join("tree"), into)
-            .with_context(|| format!("{} can't be made", into.display()))?;
-        fs::remove_dir_all(&place).with_context(|| format!("{} can't be removed", place.display()))
+/// Runs what downloads packages into a directory beside this one, and unpacks them.
+fn unpack_what(download: &mut Command, name: &str, into: &Path) -> Result<()> {
+    let place = partial(into);
+    if place.exists() {
+        fs::remove_dir_all(&place)
+            .with_context(|| format!("{} can't be removed", place.display()))?;
     }
+    make_directory(&place.join("partial"))?;
+    make_directory(&place.join("tree"))?;
+    eprintln!("xtask: fetching {name}");
+    run(download.current_dir(&place), &format!("fetching {name}"))?;
+    for package in files_of(&place, ".deb")? {
+        let mut unpack = without_cargo_variables("dpkg-deb");
+        unpack.arg("--extract").arg(&package).arg(place.join("tree"));
+        run(&mut unpack, &format!("unpacking {}", package.display()))?;
+    }
+    fs::rename(place.join("tree"), into)
+        .with_context(|| format!("{} can't be made", into.display()))?;
+    fs::remove_dir_all(&place).with_context(|| format!("{} can't be removed", place.display()))
 }
 
 /// Where a directory's content is gathered until it is complete.

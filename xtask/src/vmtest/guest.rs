@@ -79,11 +79,11 @@ pub fn pack(
     selection: Selection<'_>,
 ) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
-    let mut plan = String::new();
+    let mut plan = Vec::new();
     for (name, image) in kernel.modules()? {
         let path = format!("{MODULES}/{name}.ko");
         archive.add(Path::new(&path), image)?;
-        plan += &format!("module {path}\n");
+        plan.push(format!("module {path}"));
     }
     for name in PROGRAMS {
         let path = find_program(name).with_context(|| format!("`{name}` is not installed"))?;
@@ -97,7 +97,9 @@ pub fn pack(
         }
     }
     ensure!(archive.contains(Path::new("/init")), "cargo has built no guard-guest");
-    plan += &format!("set PATH=/bin\nset GUARD_BIN={GUARD}\nset GUARD_TEST_SLOWNESS={SLOWNESS}\n");
+    plan.push("set PATH=/bin".to_owned());
+    plan.push(format!("set GUARD_BIN={GUARD}"));
+    plan.push(format!("set GUARD_TEST_SLOWNESS={SLOWNESS}"));
     for (name, filters) in selection {
         let Some((_, path)) = tests.programs.iter().find(|(built, _)| built == name) else {
             anyhow::bail!("there is no test program `{name}`: is its name in tests/tests?");
@@ -105,13 +107,11 @@ pub fn pack(
         // Where cargo has it, so that it finds its helpers.
         let program = format!("{TESTS}/deps/{name}");
         add_stripped(workspace, &mut archive, path, &program)?;
-        plan += &format!("run {name} {program} --test-threads=2");
-        for filter in *filters {
-            plan += &format!(" {filter}");
-        }
-        plan.push('\n');
+        let run = format!("run {name} {program} --test-threads=2");
+        let words: Vec<&str> = [run.as_str()].iter().chain(*filters).copied().collect();
+        plan.push(words.join(" "));
     }
-    archive.add(Path::new("/plan"), plan.into_bytes())?;
+    archive.add(Path::new("/plan"), plan.join("\n").into_bytes())?;
     archive.bytes()
 }
 

@@ -19,7 +19,7 @@ const PROGRAM: &str = "qemu-system-x86_64";
 const PACKAGE: &str = "qemu-system-x86";
 
 /// How long one machine may run: several times what the longest selection takes.
-const LIMIT: Duration = Duration::from_secs(900);
+const LIMIT: Duration = Duration::from_mins(15);
 
 const MEMORY: &str = "1G";
 
