@@ -28,9 +28,24 @@ use crate::{
 };
 
 /// What runs on each kernel: every program loads and attaches, and packets meet what was promised.
-const SELECTION: [(&str, &[&str]); 3] = [
+const SELECTION: [(&str, &[&str]); 4] = [
     ("verdict_in_kernel", &["the_verifier_has_little_to_do"]),
-    ("access", &["an_outsider_meets_silence"]),
+    (
+        "access",
+        &[
+            "an_outsider_meets_silence",
+            "an_allowed_source_gets_in_from_its_next_packet::clsact",
+            "an_allowed_source_gets_in_from_its_next_packet::native",
+        ],
+    ),
+    (
+        "lifecycle",
+        &[
+            "down_lifts_everything::clsact",
+            "a_killed_daemon_changes_nothing::clsact",
+            "a_killed_daemon_changes_nothing::native",
+        ],
+    ),
     ("devices", &[]),
 ];
 
