@@ -23,10 +23,12 @@ pub mod foreign;
 pub mod forwarder;
 pub mod fuzz;
 pub mod http;
+pub mod kernel;
 pub mod lab;
 pub mod listener;
 pub mod lock;
 pub mod machine;
+pub mod outlet;
 pub mod product;
 pub mod rows;
 pub mod tap;
@@ -35,7 +37,8 @@ pub mod wire;
 
 /// Makes a test of the function of this name for each way to attach: `name::native`, `name::tcx`, ….
 ///
-/// The function takes the [`product::Attach`]. Without a list it is every way there is.
+/// The function takes the [`product::Attach`]. Without a list it is every way there is. One that this kernel is too old for
+/// is skipped, and says so.
 #[macro_export]
 macro_rules! on_each_hook {
     ($name:ident) => {
@@ -46,7 +49,14 @@ macro_rules! on_each_hook {
             $(
                 #[test]
                 fn $attach() {
-                    super::$name($crate::product::Attach::named(stringify!($attach)));
+                    let attach = $crate::product::Attach::named(stringify!($attach));
+                    match attach.missing() {
+                        None => super::$name(attach),
+                        Some(what) => $crate::kernel::skip(
+                            concat!(stringify!($name), "::", stringify!($attach)),
+                            what,
+                        ),
+                    }
                 }
             )+
         }

@@ -16,7 +16,7 @@ use rustix::{
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
 
-use crate::{command, http, wait::PATIENCE};
+use crate::{command, http, wait::patience};
 
 /// How long a connection that must not come about is waited for.
 const LONG_ENOUGH: Duration = Duration::from_millis(800);
@@ -109,6 +109,33 @@ impl Machine {
         text.trim().parse().unwrap_or_else(|error| panic!("{path} says `{text}`: {error}"))
     }
 
+    /// As [`Machine::ip`], unless this kernel lacks something for it: then what `ip` says.
+    ///
+    /// # Errors
+    /// When the kernel knows no such device.
+    #[track_caller]
+    pub fn try_ip(&self, commands: &str) -> Result<(), String> {
+        let output = command::output(
+            std::process::Command::new("ip").args(["-netns", &self.netns, "-batch", "-"]),
+            commands,
+        );
+        let errors = String::from_utf8_lossy(&output.stderr);
+        // EOPNOTSUPP: no module of this name (`rtnl_newlink_create` in `net/core/rtnetlink.c`).
+        if ["Unknown device type", "Operation not supported"]
+            .iter()
+            .any(|text| errors.contains(text))
+        {
+            return Err(errors.lines().next().unwrap_or_default().to_owned());
+        }
+        assert!(
+            output.status.success(),
+            "`ip` refused one of these commands on {}: {}\n{commands}",
+            self.netns,
+            errors.trim()
+        );
+        Ok(())
+    }
+
     /// Loads an nftables rule set here.
     #[track_caller]
     pub fn nft(&self, rules: &str) {
@@ -176,7 +203,7 @@ impl Machine {
     #[must_use]
     #[track_caller]
     pub fn connect(&self, to: SocketAddr) -> TcpStream {
-        let stream = self.inside(|| TcpStream::connect_timeout(&to, PATIENCE));
+        let stream = self.inside(|| TcpStream::connect_timeout(&to, patience()));
         stream.unwrap_or_else(|error| panic!("{} can't connect to {to}: {error}", self.netns))
     }
 
@@ -200,7 +227,7 @@ impl Machine {
     /// Fails the test unless a listener answers.
     #[track_caller]
     pub fn expect_answer(&self, to: SocketAddr) {
-        let reply = self.call_within(to, PATIENCE);
+        let reply = self.call_within(to, patience());
         assert_eq!(reply, Reply::Answered, "{} called {to}", self.netns);
     }
 
@@ -213,7 +240,7 @@ impl Machine {
     /// Fails the test unless the host is reached and says that nobody listens there.
     #[track_caller]
     pub fn expect_refusal(&self, to: SocketAddr) {
-        let reply = self.call_within(to, PATIENCE);
+        let reply = self.call_within(to, patience());
         assert_eq!(reply, Reply::Refused, "{} called {to}", self.netns);
     }
 

@@ -23,11 +23,11 @@ use rustix::{
 use serde_json::Value;
 
 use crate::{
-    cgroup, command,
+    cgroup, command, kernel,
     lab::Lab,
     lock::NameLock,
     machine::Machine,
-    wait::{PATIENCE, until},
+    wait::{patience, until},
 };
 
 const BPFFS: &str = "/sys/fs/bpf";
@@ -79,10 +79,17 @@ impl Attach {
         }
     }
 
+    /// What this kernel lacks for it.
+    #[must_use]
+    pub fn missing(self) -> Option<&'static str> {
+        (self == Self::Tcx && !kernel::has_tcx()).then_some("TCX needs kernel 6.6")
+    }
+
     /// What `status` says of an outside interface; nothing where only sockets are guarded. On a veth, `auto` is TCX: native XDP
     /// would cost other traffic too much.
-    const fn covered(self) -> Option<&'static str> {
+    fn covered(self) -> Option<&'static str> {
         match self {
+            Self::Auto if !kernel::has_tcx() => Some("clsact"),
             Self::Native => Some("xdp native"),
             Self::Generic => Some("xdp generic"),
             Self::Auto | Self::Tcx => Some("tcx"),
@@ -566,7 +573,7 @@ fn finish(command: &mut Command, arguments: &[&str]) -> Answer {
         .unwrap_or_else(|error| panic!("`{words}` can't be started: {error}"));
     let output = child.stdout.take().map(|pipe| thread::spawn(|| read_all(pipe)));
     let errors = child.stderr.take().map(|pipe| thread::spawn(|| read_all(pipe)));
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience();
     let status = loop {
         match child.try_wait() {
             Ok(Some(status)) => break status,

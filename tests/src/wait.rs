@@ -1,21 +1,37 @@
 //! Waiting for what happens soon, on a machine that may be busy.
 
 use std::{
-    thread,
+    env, thread,
     time::{Duration, Instant},
 };
 
 /// How long something that must happen may take. It bounds a failing test, and says nothing about speed.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Tells how many times slower than an ordinary machine this one is: a virtual one without KVM.
+const SLOWNESS: &str = "GUARD_TEST_SLOWNESS";
+
+/// [`PATIENCE`], as it must be on this machine.
+#[must_use]
+pub fn patience() -> Duration {
+    match env::var(SLOWNESS) {
+        Ok(times) => {
+            PATIENCE
+                * times.parse::<u32>().unwrap_or_else(|_| panic!("{SLOWNESS}={times} is no number"))
+        }
+        Err(_) => PATIENCE,
+    }
+}
+
 const INTERVAL: Duration = Duration::from_millis(40);
 
 /// Asks again and again until the answer is yes; fails the test when it never is.
 #[track_caller]
 pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let patience = patience();
+    let deadline = Instant::now() + patience;
     while !holds() {
-        assert!(Instant::now() < deadline, "after {PATIENCE:?} it still is not so that {what}");
+        assert!(Instant::now() < deadline, "after {patience:?} it still is not so that {what}");
         thread::sleep(INTERVAL);
     }
 }

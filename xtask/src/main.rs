@@ -1,4 +1,4 @@
-//! The project's own tasks: `cargo xtask setup | build | run | test | fuzz | lint`.
+//! The project's own tasks: `cargo xtask setup | build | run | test | vmtest | fuzz | lint`.
 //!
 //! This crate is the only place that knows what the build needs and which flags the kernel
 //! programs are compiled with. Every other crate builds with plain cargo and stock stable Rust.
@@ -11,6 +11,7 @@ mod setup;
 mod stamp;
 mod test;
 mod toolchain;
+mod vmtest;
 mod workspace;
 
 use std::{ffi::OsString, os::unix::process::CommandExt as _, process::ExitCode};
@@ -61,6 +62,15 @@ enum Task {
         /// The targets; all where none is named
         targets: Vec<String>,
     },
+    /// Runs end-to-end tests on other kernels, in virtual machines: fetches kernels and QEMU
+    Vmtest {
+        /// Which ones: 5.10, 6.1, 6.12, 6.18, newest; all where none is named
+        #[arg(long, value_delimiter = ',')]
+        kernel: Vec<String>,
+        /// Every test with this in its name, in place of the selection
+        #[arg(long)]
+        filter: Option<String>,
+    },
     /// Checks format, lints, the lock file and dependencies; installs nothing
     Lint,
 }
@@ -99,6 +109,7 @@ fn perform(task: Task) -> Result<()> {
         }
         Task::Test { force, arguments } => test::run(&workspace, force, &arguments),
         Task::Fuzz { seconds, targets } => fuzz::run(&workspace, seconds, &targets),
+        Task::Vmtest { kernel, filter } => vmtest::run(&workspace, &kernel, filter.as_deref()),
         Task::Lint => lint::run(&workspace),
     }
 }

@@ -20,6 +20,8 @@ pub enum Scope {
     Build,
     /// And the programs with which the tests make networks.
     Test,
+    /// And what virtual machines are packed with.
+    Machines,
     /// And the distribution's clippy.
     Lint,
 }
@@ -29,6 +31,19 @@ const TEST_PROGRAMS: [(&str, Package); 3] = [
     ("ip", Package { name: "iproute2", purpose: "`ip`: the tests make networks with it" }),
     ("nsenter", Package { name: "util-linux", purpose: "`nsenter`: the tests enter them" }),
     ("nft", Package { name: "nftables", purpose: "`nft`: the tests redirect with TPROXY" }),
+];
+
+/// A program that packs a virtual machine, and the package that holds it.
+const MACHINE_PROGRAMS: [(&str, Package); 3] = [
+    (
+        "strip",
+        Package { name: "binutils", purpose: "`strip`: virtual machines hold small programs" },
+    ),
+    (
+        "wg",
+        Package { name: "wireguard-tools", purpose: "`wg`: WireGuard tunnels are tested there" },
+    ),
+    ("xz", Package { name: "xz-utils", purpose: "`xz`: modules of other kernels are compressed" }),
 ];
 
 const CLIPPY: Package =
@@ -88,8 +103,10 @@ fn missing_programs(scope: Scope, is_there: impl Fn(&str) -> bool) -> Vec<Packag
     if scope == Scope::Build {
         return Vec::new();
     }
+    let machine_programs = MACHINE_PROGRAMS.into_iter().filter(|_| scope == Scope::Machines);
     TEST_PROGRAMS
         .into_iter()
+        .chain(machine_programs)
         .filter(|(program, _)| !is_there(program))
         .map(|(_, package)| package)
         .collect()

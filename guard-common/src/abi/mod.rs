@@ -110,12 +110,14 @@ pub mod map {
 /// The names of the programs in the object and in the kernel (which keeps 15 bytes).
 pub mod program {
     pub const XDP: &str = "guard_xdp";
+    /// Stands in for [`XDP`] below kernel 5.18, under its pin.
+    pub const XDP_PLAIN: &str = "guard_xdp_plain";
     pub const TCX: &str = "guard_tcx";
     pub const EDGE: &str = "guard_edge";
     pub const CGROUP: &str = "guard_cgroup";
 
     /// All of them.
-    pub const ALL: [&str; 4] = [XDP, TCX, EDGE, CGROUP];
+    pub const ALL: [&str; 5] = [XDP, XDP_PLAIN, TCX, EDGE, CGROUP];
 }
 
 /// A test run sets the packet's `cb[0]` to this, so that the cgroup program writes its verdict to

@@ -14,13 +14,26 @@ use crate::{
     report::{self, Arrival},
 };
 
+/// Takes frames of any size.
 #[xdp(frags)]
 fn guard_xdp(ctx: XdpContext) -> u32 {
+    judge::<false>(&ctx)
+}
+
+/// The same for kernels below 5.18, which know no frames of several buffers: there no device gives it one.
+#[xdp]
+fn guard_xdp_plain(ctx: XdpContext) -> u32 {
+    judge::<true>(&ctx)
+}
+
+/// For `FORGETFUL` see [`FrameReader`].
+#[inline(always)]
+fn judge<const FORGETFUL: bool>(ctx: &XdpContext) -> u32 {
     let ifindex = ctx.ingress_ifindex() as u32;
     let Some(policy) = InForce::by(ifindex) else {
         return xdp_action::XDP_PASS;
     };
-    let frame = FrameReader::new(&ctx);
+    let frame = FrameReader::<FORGETFUL>::new(ctx);
     let mut packet = Packet::EMPTY;
     let outcome = parse::frame(&frame, &mut packet);
     let decision = verdict::from_outside(outcome, &packet, &policy);
@@ -32,7 +45,7 @@ fn guard_xdp(ctx: XdpContext) -> u32 {
         is_test_run: report::is_test_run(ifindex),
     };
     if report::report(decision, &packet, &arrival) {
-        reject::frame(&ctx, decision)
+        reject::frame(ctx, decision)
     } else {
         xdp_action::XDP_PASS
     }

@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use aya::{
-    EbpfLoader,
+    Ebpf, EbpfLoader,
     programs::{CgroupSkb, Program, ProgramError, SchedClassifier, Xdp},
 };
 use guard_common::abi::{map, program};
@@ -45,16 +45,26 @@ fn load_and_pin(object: &[u8], pins: &Pins, adopted: bool) -> Result<Loaded, Ker
     }
     let mut ebpf = loader.load(object).map_err(|error| KernelError::Load(chain(&error)))?;
 
-    let mut loaded = Loaded { no_xdp: None, adopted };
-    for name in program::ALL {
+    for name in [program::TCX, program::EDGE, program::CGROUP] {
+        let program = ebpf.program_mut(name).ok_or(KernelError::NoObject)?;
+        load_program(program).map_err(|source| KernelError::Program { name, source })?;
+        pin_program(program, name, pins)?;
+    }
+    Ok(Loaded { no_xdp: load_xdp(&mut ebpf, pins)?, adopted })
+}
+
+/// Loads and pins the XDP program that this kernel takes, and says why when it takes none. The kernel refuses a program
+/// for frames of several buffers without a word below 5.18, so that only a try tells.
+fn load_xdp(ebpf: &mut Ebpf, pins: &Pins) -> Result<Option<String>, KernelError> {
+    let mut failure = None;
+    for name in [program::XDP, program::XDP_PLAIN] {
         let program = ebpf.program_mut(name).ok_or(KernelError::NoObject)?;
         match load_program(program) {
-            Ok(()) => pin_program(program, name, pins)?,
-            Err(error) if name == program::XDP => loaded.no_xdp = Some(chain(&error)),
-            Err(source) => return Err(KernelError::Program { name, source }),
+            Ok(()) => return pin_program(program, program::XDP, pins).map(|()| None),
+            Err(error) => failure = Some(chain(&error)),
         }
     }
-    Ok(loaded)
+    Ok(failure)
 }
 
 fn load_program(program: &mut Program) -> Result<(), ProgramError> {
