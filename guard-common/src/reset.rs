@@ -13,6 +13,10 @@ const IPV6_HEAD_BYTES: usize = 8;
 const IPV6_BYTES: usize = 40;
 const TCP_BYTES: usize = 20;
 
+/// How long the answers are, from their IP header on.
+pub const IPV4_ANSWER_BYTES: usize = IPV4_BYTES + TCP_BYTES;
+pub const IPV6_ANSWER_BYTES: usize = IPV6_BYTES + TCP_BYTES;
+
 /// Of the answers: what Linux gives its own.
 const HOP_LIMIT: u8 = 64;
 
@@ -53,14 +57,10 @@ pub fn turn<P: Reader + Writer + ?Sized>(
             if is_for_many_v4(to) {
                 return None;
             }
-            let addresses = sum(&packet.read::<8>(offset + IPV4_HEAD_BYTES)?);
-            packet.write(
-                offset + IPV4_BYTES,
-                &tcp(packet, offset + IPV4_BYTES, segment_bytes, addresses)?,
-            )?;
-            swap::<4, P>(packet, offset + IPV4_HEAD_BYTES)?;
+            let addresses = swap::<4, 4, P>(packet, offset + IPV4_HEAD_BYTES)?;
+            turn_tcp(packet, offset + IPV4_BYTES, segment_bytes, addresses)?;
             packet.write(offset, &ipv4_head(addresses))?;
-            Some(IPV4_BYTES + TCP_BYTES)
+            Some(IPV4_ANSWER_BYTES)
         }
         ethertype::IPV6 => {
             let [version, _, _, _, l0, l1, next, _] = packet.read::<IPV6_HEAD_BYTES>(offset)?;
@@ -69,27 +69,35 @@ pub fn turn<P: Reader + Writer + ?Sized>(
                 return None;
             }
             let segment_bytes = usize::from(u16::from_be_bytes([l0, l1]));
-            let addresses = sum(&packet.read::<32>(offset + IPV6_HEAD_BYTES)?);
-            packet.write(
-                offset + IPV6_BYTES,
-                &tcp(packet, offset + IPV6_BYTES, segment_bytes, addresses)?,
-            )?;
-            swap::<16, P>(packet, offset + IPV6_HEAD_BYTES)?;
+            let addresses = swap::<16, 4, P>(packet, offset + IPV6_HEAD_BYTES)?;
+            turn_tcp(packet, offset + IPV6_BYTES, segment_bytes, addresses)?;
             let head = [0x60, 0, 0, 0, 0, TCP_BYTES as u8, Protocol::Tcp as u8, HOP_LIMIT];
             packet.write(offset, &head)?;
-            Some(IPV6_BYTES + TCP_BYTES)
+            Some(IPV6_ANSWER_BYTES)
         }
         _ => None,
     }
 }
 
-/// Swaps the two addresses of `A` bytes at `offset`.
+/// Swaps the two addresses of `A` bytes at `offset`, and returns the sum of their 16-bit words. By `W` bytes at a time: the stack of
+/// a kernel program has no room for them.
 #[inline(always)]
-fn swap<const A: usize, P: Reader + Writer + ?Sized>(packet: &P, offset: usize) -> Option<()> {
-    let source = packet.read::<A>(offset)?;
-    let destination = packet.read::<A>(offset + A)?;
-    packet.write(offset, &destination)?;
-    packet.write(offset + A, &source)
+pub fn swap<const A: usize, const W: usize, P: Reader + Writer + ?Sized>(
+    packet: &P,
+    offset: usize,
+) -> Option<u32> {
+    let mut addresses = 0;
+    let mut at = 0;
+    while at < A {
+        let source = packet.read::<W>(offset + at)?;
+        let destination = packet.read::<W>(offset + A + at)?;
+        // Opaque, so that it is added up at once and no byte is kept for later.
+        addresses = P::opaque(addresses + sum(&source) + sum(&destination));
+        packet.write(offset + at, &destination)?;
+        packet.write(offset + A + at, &source)?;
+        at += W;
+    }
+    Some(addresses)
 }
 
 /// Of an IPv4 address whose first octet this is, nobody answers for it: multicast, broadcast, or "this network" (RFC 1122 section
@@ -99,48 +107,48 @@ const fn is_for_many_v4(first_octet: u8) -> bool {
     matches!(first_octet, 0 | 224..)
 }
 
-/// The TCP header that answers the segment of `segment_bytes` bytes at `offset`; `addresses` is the sum of both addresses.
+/// Turns the TCP header of the segment of `segment_bytes` bytes at `offset`; `addresses` is the sum of both addresses.
 #[inline(always)]
-fn tcp<R: Reader + ?Sized>(
-    reader: &R,
+fn turn_tcp<P: Reader + Writer + ?Sized>(
+    packet: &P,
     offset: usize,
     segment_bytes: usize,
     addresses: u32,
-) -> Option<[u8; TCP_BYTES]> {
-    let [words, flags, _, _, _, _, _, _] = reader.read::<8>(offset + 12)?;
+) -> Option<()> {
+    let [words, flags] = packet.read::<2>(offset + 12)?;
     // Of a length below its header nothing can be acknowledged; BIG TCP says zero.
     let data = segment_bytes.checked_sub(usize::from(words >> 4) * 4)? as u32;
     if flags & flag::RST != 0 {
         return None;
     }
-    let [s0, s1, d0, d1] = reader.read::<4>(offset)?;
-    let [n0, n1, n2, n3, a0, a1, a2, a3] = reader.read::<8>(offset + 4)?;
+    let sequence = u32::from_be_bytes(packet.read(offset + 4)?);
+    let acknowledged = u32::from_be_bytes(packet.read(offset + 8)?);
     let (sequence, acknowledged, answer) = if flags & flag::ACK != 0 {
-        (u32::from_be_bytes([a0, a1, a2, a3]), 0, flag::RST)
+        (acknowledged, 0, flag::RST)
     } else {
-        let sequence = u32::from_be_bytes([n0, n1, n2, n3]);
         // SYN and FIN, the second bit and the first.
         let controls = u32::from(flags >> 1 & 1) + u32::from(flags & 1);
         (0, sequence.wrapping_add(data).wrapping_add(controls), flag::RST | flag::ACK)
     };
-    let mut tcp = [0; TCP_BYTES];
-    tcp[..4].copy_from_slice(&[d0, d1, s0, s1]);
-    tcp[4..8].copy_from_slice(&sequence.to_be_bytes());
-    tcp[8..12].copy_from_slice(&acknowledged.to_be_bytes());
-    tcp[12] = (TCP_BYTES as u8 / 4) << 4;
-    tcp[13] = answer;
-    // The pseudo-header: addresses, protocol and length (RFC 9293 section 3.1).
+    let ports = swap::<2, 2, P>(packet, offset)?;
+    packet.write(offset + 4, &sequence.to_be_bytes())?;
+    packet.write(offset + 8, &acknowledged.to_be_bytes())?;
+    let length_and_flags = [(TCP_BYTES as u8 / 4) << 4, answer];
+    packet.write(offset + 12, &length_and_flags)?;
+    // The pseudo-header: addresses, protocol and length (RFC 9293 section 3.1). The window and the urgent pointer are zero.
     let pseudo = addresses + Protocol::Tcp as u32 + TCP_BYTES as u32;
-    let checksum = folded(pseudo + sum(&tcp));
-    tcp[16..18].copy_from_slice(&checksum.to_be_bytes());
-    Some(tcp)
+    let words = sum(&sequence.to_be_bytes()) + sum(&acknowledged.to_be_bytes());
+    let checksum = folded(pseudo + ports + words + sum(&length_and_flags));
+    packet.write(offset + 14, &[0, 0])?;
+    packet.write(offset + 16, &checksum.to_be_bytes())?;
+    packet.write(offset + 18, &[0, 0])
 }
 
 #[inline(always)]
 fn ipv4_head(addresses: u32) -> [u8; IPV4_HEAD_BYTES] {
     let mut head = [0; IPV4_HEAD_BYTES];
     head[0] = 0x45;
-    head[3] = (IPV4_BYTES + TCP_BYTES) as u8;
+    head[3] = IPV4_ANSWER_BYTES as u8;
     // "Don't fragment": without it, an identification of zero would be another packet's (RFC 6864 section 4.1).
     head[6] = 0x40;
     head[8] = HOP_LIMIT;

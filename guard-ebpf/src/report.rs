@@ -101,67 +101,84 @@ fn attempt(verdict: Verdict, reason: Reason, packet: &Packet, arrival: &Arrival)
     let is_recent = |word: Shared| now_ns.wrapping_sub(word.load()) < REPEAT_WINDOW_NS;
     let was_judged_before = match arrival.hook {
         Hook::Xdp | Hook::Tcx => false,
-        Hook::Edge => is_recent(tally.nic_ns),
-        Hook::Cgroup => is_recent(tally.nic_ns) || is_recent(tally.edge_ns),
+        Hook::Edge => is_recent(tally.nic_ns()),
+        Hook::Cgroup => is_recent(tally.nic_ns()) || is_recent(tally.edge_ns()),
     };
     if was_judged_before && matches!(verdict, Verdict::WouldDrop) {
         add_to_event_counter(EventCounter::Repeated, arrival.packets);
         return;
     }
-    tally.packets.add(arrival.packets);
-    tally.bytes.add(arrival.bytes);
-    tally.last_ns.store(now_ns);
+    tally.packets().add(arrival.packets);
+    tally.bytes().add(arrival.bytes);
+    tally.last_ns().store(now_ns);
     match arrival.hook {
-        Hook::Xdp | Hook::Tcx => tally.nic_ns.store(now_ns),
-        Hook::Edge => tally.edge_ns.store(now_ns),
+        Hook::Xdp | Hook::Tcx => tally.nic_ns().store(now_ns),
+        Hook::Edge => tally.edge_ns().store(now_ns),
         Hook::Cgroup => {}
     }
 
-    let is_due = now_ns.wrapping_sub(tally.reported_ns.load()) >= EVENT_INTERVAL_NS;
+    let is_due = now_ns.wrapping_sub(tally.reported_ns().load()) >= EVENT_INTERVAL_NS;
     if is_due && within_budget(budget::EVENTS, now_ns) {
-        let held_packets = not_below_zero(tally.pending_packets.load());
-        let held_bytes = not_below_zero(tally.pending_bytes.load());
-        let event = Event {
-            time_ns: now_ns,
-            packets: arrival.packets + held_packets,
-            bytes: arrival.bytes + held_bytes,
-            source: packet.source,
-            destination: packet.destination,
-            ifindex: arrival.ifindex,
-            source_port: packet.source_port,
-            port: packet.port,
-            hook: arrival.hook as u8,
-            verdict: verdict as u8,
-            reason: reason as u8,
-            family: packet.family as u8,
-            protocol: packet.protocol as u8,
-            tcp_flags: packet.tcp_flags,
-            reserved: [0; 2],
-            reserved_ids: [0; 2],
-        };
-        if send(event) {
-            tally.reported_ns.store(now_ns);
-            tally.pending_packets.add(held_packets.wrapping_neg());
-            tally.pending_bytes.add(held_bytes.wrapping_neg());
+        let held_packets = not_below_zero(tally.pending_packets().load());
+        let held_bytes = not_below_zero(tally.pending_bytes().load());
+        // Made in the ring: the stack has no room for it beside all the rest.
+        if let Some(mut entry) = EVENTS.reserve::<Event>(0) {
+            entry.write(Event {
+                time_ns: now_ns,
+                packets: arrival.packets + held_packets,
+                bytes: arrival.bytes + held_bytes,
+                source: packet.source,
+                destination: packet.destination,
+                ifindex: arrival.ifindex,
+                source_port: packet.source_port,
+                port: packet.port,
+                hook: arrival.hook as u8,
+                verdict: verdict as u8,
+                reason: reason as u8,
+                family: packet.family as u8,
+                protocol: packet.protocol as u8,
+                tcp_flags: packet.tcp_flags,
+                reserved: [0; 2],
+                reserved_ids: [0; 2],
+            });
+            entry.submit(0);
+            tally.reported_ns().store(now_ns);
+            tally.pending_packets().add(held_packets.wrapping_neg());
+            tally.pending_bytes().add(held_bytes.wrapping_neg());
             add_to_event_counter(EventCounter::Unreported, held_packets.wrapping_neg());
             return;
         }
         add_to_event_counter(EventCounter::RingFull, 1);
     }
-    tally.pending_packets.add(arrival.packets);
-    tally.pending_bytes.add(arrival.bytes);
+    tally.pending_packets().add(arrival.packets);
+    tally.pending_bytes().add(arrival.bytes);
     add_to_event_counter(EventCounter::Unreported, arrival.packets);
 }
+
+/// Nothing tallied yet. It stands beside the code, since the stack has no room for it.
+static FRESH: Tally = Tally {
+    packets: 0,
+    bytes: 0,
+    pending_packets: 0,
+    pending_bytes: 0,
+    first_ns: 0,
+    last_ns: 0,
+    reported_ns: 0,
+    nic_ns: 0,
+    edge_ns: 0,
+};
 
 #[inline(always)]
 fn find_or_make(key: &TallyKey, now_ns: u64) -> Option<*mut Tally> {
     if let Some(tally) = TALLIES.get_ptr_mut(key) {
         return Some(tally);
     }
-    let fresh = Tally { first_ns: now_ns, ..Tally::default() };
     // Another CPU may have made it meanwhile; either way it is there now.
-    let _ = TALLIES.insert(key, fresh, u64::from(BPF_NOEXIST));
-    TALLIES.get_ptr_mut(key)
+    let _ = TALLIES.insert(key, &FRESH, u64::from(BPF_NOEXIST));
+    let tally = TALLIES.get_ptr_mut(key)?;
+    // SAFETY: as in `attempt`.
+    unsafe { SharedTally::new(tally) }.first_ns().store(now_ns);
+    Some(tally)
 }
 
 /// Takes one from a budget of this CPU's.
@@ -173,51 +190,75 @@ pub fn within_budget(which: u32, now_ns: u64) -> bool {
     })
 }
 
-#[inline(always)]
-fn send(event: Event) -> bool {
-    let Some(mut entry) = EVENTS.reserve::<Event>(0) else {
-        return false;
-    };
-    entry.write(event);
-    entry.submit(0);
-    true
-}
-
 /// What is pending may have fallen below zero, see [`Tally`].
 #[inline(always)]
 fn not_below_zero(pending: u64) -> u64 {
     (pending.cast_signed()).max(0).cast_unsigned()
 }
 
-/// A tally that all CPUs write at once.
-struct SharedTally {
-    packets: Shared,
-    bytes: Shared,
-    pending_packets: Shared,
-    pending_bytes: Shared,
-    last_ns: Shared,
-    reported_ns: Shared,
-    nic_ns: Shared,
-    edge_ns: Shared,
-}
+/// A tally that all CPUs write at once. Its words are pointed to where they are used: kept, the pointers would fill the stack.
+#[derive(Clone, Copy)]
+struct SharedTally(*mut Tally);
 
 impl SharedTally {
     /// # Safety
     /// `tally` must point to a map value of this layout that stays mapped while the program runs.
     #[inline(always)]
     unsafe fn new(tally: *mut Tally) -> Self {
-        // SAFETY: as the caller says; each field is aligned to 8 bytes.
-        unsafe {
-            Self {
-                packets: Shared::new(&raw mut (*tally).packets),
-                bytes: Shared::new(&raw mut (*tally).bytes),
-                pending_packets: Shared::new(&raw mut (*tally).pending_packets),
-                pending_bytes: Shared::new(&raw mut (*tally).pending_bytes),
-                last_ns: Shared::new(&raw mut (*tally).last_ns),
-                reported_ns: Shared::new(&raw mut (*tally).reported_ns),
-                nic_ns: Shared::new(&raw mut (*tally).nic_ns),
-                edge_ns: Shared::new(&raw mut (*tally).edge_ns),
-            }
-        }
+        Self(tally)
+    }
+
+    #[inline(always)]
+    fn packets(self) -> Shared {
+        // SAFETY: as promised to `new`; the field is aligned to 8 bytes.
+        unsafe { Shared::new(&raw mut (*self.0).packets) }
+    }
+
+    #[inline(always)]
+    fn bytes(self) -> Shared {
+        // SAFETY: as promised to `new`; the field is aligned to 8 bytes.
+        unsafe { Shared::new(&raw mut (*self.0).bytes) }
+    }
+
+    #[inline(always)]
+    fn pending_packets(self) -> Shared {
+        // SAFETY: as promised to `new`; the field is aligned to 8 bytes.
+        unsafe { Shared::new(&raw mut (*self.0).pending_packets) }
+    }
+
+    #[inline(always)]
+    fn pending_bytes(self) -> Shared {
+        // SAFETY: as promised to `new`; the field is aligned to 8 bytes.
+        unsafe { Shared::new(&raw mut (*self.0).pending_bytes) }
+    }
+
+    #[inline(always)]
+    fn last_ns(self) -> Shared {
+        // SAFETY: as promised to `new`; the field is aligned to 8 bytes.
+        unsafe { Shared::new(&raw mut (*self.0).last_ns) }
+    }
+
+    #[inline(always)]
+    fn reported_ns(self) -> Shared {
+        // SAFETY: as promised to `new`; the field is aligned to 8 bytes.
+        unsafe { Shared::new(&raw mut (*self.0).reported_ns) }
+    }
+
+    #[inline(always)]
+    fn nic_ns(self) -> Shared {
+        // SAFETY: as promised to `new`; the field is aligned to 8 bytes.
+        unsafe { Shared::new(&raw mut (*self.0).nic_ns) }
+    }
+
+    #[inline(always)]
+    fn edge_ns(self) -> Shared {
+        // SAFETY: as promised to `new`; the field is aligned to 8 bytes.
+        unsafe { Shared::new(&raw mut (*self.0).edge_ns) }
+    }
+
+    #[inline(always)]
+    fn first_ns(self) -> Shared {
+        // SAFETY: as promised to `new`; the field is aligned to 8 bytes.
+        unsafe { Shared::new(&raw mut (*self.0).first_ns) }
     }
 }

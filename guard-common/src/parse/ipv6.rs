@@ -1,7 +1,5 @@
 //! The IPv6 header and its extension headers (RFC 8200).
 
-use core::hint::black_box;
-
 use crate::{
     packet::{Family, Known, Outcome, Packet, Protocol},
     parse::Next,
@@ -47,8 +45,8 @@ pub(super) fn read<R: Reader + ?Sized>(reader: &R, offset: usize, packet: &mut P
         let Some(extension) = reader.read::<4>(offset) else {
             return Next::End(Outcome::Undecidable(Known::Addresses));
         };
-        let is_fragment_header = ones_if_equal(next, next_header::FRAGMENT);
-        let is_authentication = ones_if_equal(next, next_header::AUTHENTICATION);
+        let is_fragment_header = ones_if_equal::<R>(next, next_header::FRAGMENT);
+        let is_authentication = ones_if_equal::<R>(next, next_header::AUTHENTICATION);
         let length = usize::from(extension[1]);
         offset += (8 & is_fragment_header)
             | (((length + 2) * 4) & is_authentication)
@@ -76,11 +74,11 @@ pub(super) fn read<R: Reader + ?Sized>(reader: &R, offset: usize, packet: &mut P
 
 /// All bits set where two header numbers are equal, else none.
 ///
-/// Without a branch, which the verifier would follow both ways from every header on, and behind a black box, out of which the
-/// compiler would make one.
+/// Without a branch, which the verifier would follow both ways from every header on, and out of an opaque number, from which the
+/// compiler can't make one.
 #[inline(always)]
-fn ones_if_equal(one: u8, other: u8) -> usize {
-    let difference = black_box(u32::from(one ^ other));
+fn ones_if_equal<R: Reader + ?Sized>(one: u8, other: u8) -> usize {
+    let difference = R::opaque(u32::from(one ^ other));
     // Only zero less one has the highest bit set.
     0_usize.wrapping_sub((difference.wrapping_sub(1) >> 31) as usize)
 }

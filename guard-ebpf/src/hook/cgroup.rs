@@ -12,7 +12,7 @@ use guard_common::{
 
 use crate::{
     maps::InForce,
-    reader::SkbReader,
+    reader::{self, SkbReader},
     report::{self, Arrival},
 };
 
@@ -34,8 +34,9 @@ fn guard_cgroup(ctx: SkBuffContext) -> i32 {
         return PASS;
     };
     let mut packet = Packet::EMPTY;
-    parse::at_socket(&skb, socket.protocol, &mut packet);
-    let decision = verdict::at_socket(&packet, socket.port, &policy);
+    let packet = reader::whole(&mut packet);
+    parse::at_socket(&skb, socket.protocol, packet);
+    let decision = verdict::at_socket(packet, socket.port, &policy);
     let arrival = Arrival {
         hook: Hook::Cgroup,
         // The number belongs to the socket's own network namespace and says nothing in another.
@@ -44,7 +45,7 @@ fn guard_cgroup(ctx: SkBuffContext) -> i32 {
         bytes: u64::from(skb.len()),
         is_test_run,
     };
-    if report::report(decision, &packet, &arrival) { DROP } else { PASS }
+    if report::report(decision, packet, &arrival) { DROP } else { PASS }
 }
 
 struct Socket {

@@ -10,7 +10,7 @@ use guard_common::{
 use crate::{
     hook::tcx::NEXT,
     maps::InForce,
-    reader::SkbReader,
+    reader::{self, SkbReader},
     report::{self, Arrival},
 };
 
@@ -28,8 +28,9 @@ fn guard_edge(ctx: TcContext) -> i32 {
         return NEXT;
     };
     let mut packet = Packet::EMPTY;
-    let outcome = parse::network(&skb, skb.ether_type(), 0, &mut packet);
-    let decision = verdict::at_edge(outcome, &packet, &policy);
+    let packet = reader::whole(&mut packet);
+    let outcome = parse::network(&skb, skb.ether_type(), 0, packet);
+    let decision = verdict::at_edge(outcome, packet, &policy);
     // Last, since most packets are to no guarded port.
     if matches!(decision, Decision::NotOurs) || policy.is_inside(came_in_by) {
         return NEXT;
@@ -41,5 +42,5 @@ fn guard_edge(ctx: TcContext) -> i32 {
         bytes: u64::from(skb.bytes_from_network_header()),
         is_test_run,
     };
-    if report::report(decision, &packet, &arrival) { TC_ACT_SHOT } else { NEXT }
+    if report::report(decision, packet, &arrival) { TC_ACT_SHOT } else { NEXT }
 }

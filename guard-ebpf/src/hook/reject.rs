@@ -2,13 +2,13 @@
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::{xdp_action, xdp_md},
+    bindings::{__sk_buff, TC_ACT_SHOT, xdp_action, xdp_md},
     helpers::generated::{bpf_redirect, bpf_xdp_adjust_tail},
-    programs::XdpContext,
+    programs::{TcContext, XdpContext},
 };
 use guard_common::{
     abi::budget,
-    parse::ETHERNET_BYTES,
+    parse::{ETHERNET_BYTES, ethertype},
     reader::{Reader, Writer},
     reset,
     verdict::{Decision, Reason},
@@ -16,12 +16,12 @@ use guard_common::{
 
 use crate::{
     maps,
-    reader::{FrameReader, SkbReader},
+    reader::{FrameReader, FrameStart, SkbReader},
     report::within_budget,
 };
 
-/// Both addresses of an Ethernet header.
-const MAC_BYTES: usize = 12;
+/// Bytes of an Ethernet address.
+const MAC_BYTES: usize = 6;
 
 /// The bit of an Ethernet address that many hosts share (IEEE 802.3 section 3.2.3).
 const GROUP: u8 = 1;
@@ -59,33 +59,61 @@ extern "C" fn guard_turn_frame(ctx: *mut xdp_md, reason: u32) -> u32 {
 
 #[inline(always)]
 fn turn_frame(ctx: &XdpContext) -> Option<()> {
-    // Its offsets are constants, which no verifier forgets.
-    let frame = FrameReader::<false>::new(ctx);
-    let kind = u16::from_be_bytes(frame.read::<2>(ETHERNET_BYTES - 2)?);
+    const IPV4_BYTES: usize = ETHERNET_BYTES + reset::IPV4_ANSWER_BYTES;
+    const IPV6_BYTES: usize = ETHERNET_BYTES + reset::IPV6_ANSWER_BYTES;
+    let kind = FrameStart::<ETHERNET_BYTES>::new(ctx)?.read::<2>(ETHERNET_BYTES - 2)?;
     // A frame with VLAN tags gets no answer: to the verifier each number of tags is another way through all of this.
-    let answer_bytes = reset::turn(&frame, kind, ETHERNET_BYTES)?;
-    let macs = turned(frame.read::<MAC_BYTES>(0)?)?;
-    frame.write(0, &macs)?;
-    let more = (ETHERNET_BYTES + answer_bytes) as i32 - frame.len() as i32;
+    let end = match u16::from_be_bytes(kind) {
+        ethertype::IPV4 => turn_start::<IPV4_BYTES>(ctx, ethertype::IPV4)?,
+        ethertype::IPV6 => turn_start::<IPV6_BYTES>(ctx, ethertype::IPV6)?,
+        _ => return None,
+    };
+    let more = end as i32 - FrameReader::<false>::new(ctx).len() as i32;
     // SAFETY: the helper checks the length itself, and no pointer into the packet is used after it. What it may refuse
     // to cut off stays behind the answer's end, as padding.
     unsafe { bpf_xdp_adjust_tail(ctx.as_ptr().cast(), more) };
     Some(())
 }
 
-/// Sends the answer in place of a packet that is dropped; `None` where the drop stays silent.
+/// Returns where the answer ends.
 #[inline(always)]
-pub fn skb(skb: &SkbReader, decision: Decision) -> Option<i32> {
-    let Decision::Judged(_, reason) = decision else {
-        return None;
-    };
-    if !skb.is_for_this_host() || !is_due(reason as u32) {
-        return None;
+fn turn_start<const N: usize>(ctx: &XdpContext, kind: u16) -> Option<usize> {
+    let frame = FrameStart::<N>::new(ctx)?;
+    let answer_bytes = reset::turn(&frame, kind, ETHERNET_BYTES)?;
+    turn_link_header(&frame)?;
+    Some(ETHERNET_BYTES + answer_bytes)
+}
+
+/// What becomes of a packet that is dropped: nothing, or the answer in its place.
+#[inline(always)]
+pub fn skb(ctx: &TcContext, decision: Decision) -> i32 {
+    match decision {
+        Decision::Judged(_, reason) => guard_turn_skb(ctx.skb.skb, reason as u32),
+        Decision::NotOurs => TC_ACT_SHOT,
     }
+}
+
+/// As [`guard_turn_frame`], for a packet at TC. It also has a stack of its own in which it is made.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn guard_turn_skb(skb: *mut __sk_buff, reason: u32) -> i32 {
+    let skb = SkbReader::new(skb);
+    if is_due(reason)
+        && skb.is_for_this_host()
+        && let Some(action) = turn_skb(&skb)
+    {
+        action
+    } else {
+        TC_ACT_SHOT
+    }
+}
+
+#[inline(always)]
+fn turn_skb(skb: &SkbReader) -> Option<i32> {
     let packet = skb.from_start()?;
     let offset = packet.network_offset();
     if offset != 0 {
-        packet.write(0, &turned(packet.read::<MAC_BYTES>(0)?)?)?;
+        turn_link_header(&packet)?;
     }
     let answer_bytes = reset::turn(&packet, skb.ether_type(), offset)?;
     packet.cut_to(offset + answer_bytes)?;
@@ -93,12 +121,12 @@ pub fn skb(skb: &SkbReader, decision: Decision) -> Option<i32> {
     Some(unsafe { bpf_redirect(skb.ifindex(), 0) } as i32)
 }
 
-/// The addresses of the answer's Ethernet header; `None` for a frame to many.
+/// Sends a frame back to where it came from; `None` for one to many.
 #[inline(always)]
-fn turned(macs: [u8; MAC_BYTES]) -> Option<[u8; MAC_BYTES]> {
-    let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5] = macs;
-    if d0 & GROUP != 0 {
+fn turn_link_header<P: Reader + Writer>(packet: &P) -> Option<()> {
+    let [to] = packet.read(0)?;
+    if to & GROUP != 0 {
         return None;
     }
-    Some([s0, s1, s2, s3, s4, s5, d0, d1, d2, d3, d4, d5])
+    reset::swap::<MAC_BYTES, 2, P>(packet, 0).map(|_| ())
 }

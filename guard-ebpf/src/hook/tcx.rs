@@ -1,7 +1,7 @@
 //! TCX ingress (clsact below 6.6) on outside interfaces and tunnels. Headers are read from the network header on, so
 //! that the link type never matters.
 
-use aya_ebpf::{bindings::TC_ACT_SHOT, macros::classifier, programs::TcContext};
+use aya_ebpf::{macros::classifier, programs::TcContext};
 use guard_common::{
     packet::Packet,
     parse,
@@ -11,7 +11,7 @@ use guard_common::{
 use super::reject;
 use crate::{
     maps::InForce,
-    reader::SkbReader,
+    reader::{self, SkbReader},
     report::{self, Arrival},
 };
 
@@ -25,8 +25,9 @@ fn guard_tcx(ctx: TcContext) -> i32 {
         return NEXT;
     };
     let mut packet = Packet::EMPTY;
-    let outcome = parse::network(&skb, skb.ether_type(), 0, &mut packet);
-    let decision = verdict::from_outside(outcome, &packet, &policy);
+    let packet = reader::whole(&mut packet);
+    let outcome = parse::network(&skb, skb.ether_type(), 0, packet);
+    let decision = verdict::from_outside(outcome, packet, &policy);
     let arrival = Arrival {
         hook: Hook::Tcx,
         ifindex: skb.ifindex(),
@@ -34,9 +35,5 @@ fn guard_tcx(ctx: TcContext) -> i32 {
         bytes: u64::from(skb.bytes_from_network_header()),
         is_test_run: report::is_test_run(skb.ifindex()),
     };
-    if report::report(decision, &packet, &arrival) {
-        reject::skb(&skb, decision).unwrap_or(TC_ACT_SHOT)
-    } else {
-        NEXT
-    }
+    if report::report(decision, packet, &arrival) { reject::skb(&ctx, decision) } else { NEXT }
 }

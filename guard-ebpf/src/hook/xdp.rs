@@ -10,7 +10,7 @@ use guard_common::{
 use super::reject;
 use crate::{
     maps::InForce,
-    reader::FrameReader,
+    reader::{self, FrameReader},
     report::{self, Arrival},
 };
 
@@ -35,8 +35,9 @@ fn judge<const FORGETFUL: bool>(ctx: &XdpContext) -> u32 {
     };
     let frame = FrameReader::<FORGETFUL>::new(ctx);
     let mut packet = Packet::EMPTY;
-    let outcome = parse::frame(&frame, &mut packet);
-    let decision = verdict::from_outside(outcome, &packet, &policy);
+    let packet = reader::whole(&mut packet);
+    let outcome = parse::frame(&frame, packet);
+    let decision = verdict::from_outside(outcome, packet, &policy);
     let arrival = Arrival {
         hook: Hook::Xdp,
         ifindex,
@@ -44,7 +45,7 @@ fn judge<const FORGETFUL: bool>(ctx: &XdpContext) -> u32 {
         bytes: frame.len().saturating_sub(ETHERNET_BYTES) as u64,
         is_test_run: report::is_test_run(ifindex),
     };
-    if report::report(decision, &packet, &arrival) {
+    if report::report(decision, packet, &arrival) {
         reject::frame(ctx, decision)
     } else {
         xdp_action::XDP_PASS

@@ -93,6 +93,11 @@ impl SkbReader {
 
 impl Reader for SkbReader {
     #[inline(always)]
+    fn opaque(number: u32) -> u32 {
+        super::opaque(number)
+    }
+
+    #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         let mut bytes = [0; N];
         // SAFETY: the helper writes at most `N` bytes, and fails where the packet ends before them.
@@ -131,6 +136,11 @@ impl SkbFromStart {
 }
 
 impl Reader for SkbFromStart {
+    #[inline(always)]
+    fn opaque(number: u32) -> u32 {
+        super::opaque(number)
+    }
+
     #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         let mut bytes = [0; N];

@@ -46,6 +46,11 @@ impl<const FORGETFUL: bool> FrameReader<FORGETFUL> {
 
 impl<const FORGETFUL: bool> Reader for FrameReader<FORGETFUL> {
     #[inline(always)]
+    fn opaque(number: u32) -> u32 {
+        super::opaque(number)
+    }
+
+    #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         let mut offset = offset;
         if FORGETFUL {
@@ -69,14 +74,50 @@ impl<const FORGETFUL: bool> Reader for FrameReader<FORGETFUL> {
     }
 }
 
-impl<const FORGETFUL: bool> Writer for FrameReader<FORGETFUL> {
+/// The first `N` bytes of a frame, which are there: only one check was needed, and no end of each read is kept on the stack.
+pub struct FrameStart<const N: usize> {
+    start: usize,
+}
+
+impl<const N: usize> FrameStart<N> {
+    /// `None` where the linear part is shorter.
     #[inline(always)]
-    fn write<const N: usize>(&self, offset: usize, bytes: &[u8; N]) -> Option<()> {
-        if self.start + offset + N > self.end {
-            return None;
+    pub fn new(ctx: &XdpContext) -> Option<Self> {
+        let (start, end) = (ctx.data(), ctx.data_end());
+        if start + N > end { None } else { Some(Self { start }) }
+    }
+
+    /// `None` where it ends behind the first `N`.
+    #[inline(always)]
+    fn at<const M: usize>(&self, offset: usize) -> Option<*mut [u8; M]> {
+        if offset + M > N { None } else { Some((self.start + offset) as *mut [u8; M]) }
+    }
+}
+
+impl<const N: usize> Reader for FrameStart<N> {
+    #[inline(always)]
+    fn opaque(number: u32) -> u32 {
+        super::opaque(number)
+    }
+
+    #[inline(always)]
+    fn read<const M: usize>(&self, offset: usize) -> Option<[u8; M]> {
+        // SAFETY: these bytes lie before the packet's end, as the verifier has seen when this was made.
+        self.at::<M>(offset).map(|place| unsafe { place.read_unaligned() })
+    }
+}
+
+impl<const N: usize> Writer for FrameStart<N> {
+    #[inline(always)]
+    fn write<const M: usize>(&self, offset: usize, bytes: &[u8; M]) -> Option<()> {
+        let mut place = self.at::<M>(offset)?;
+        // SAFETY: as for `read`; the frame is the program's own while it runs. The instruction moves a register to itself; the
+        // compiler must take it for one that changes memory, and so reads nothing ahead, which it would keep on the stack.
+        unsafe {
+            place.write_unaligned(*bytes);
+            asm!("{0} = {0}", inout(reg) place, options(nostack));
         }
-        // SAFETY: as for `read`; the frame is the program's own while it runs.
-        unsafe { ((self.start + offset) as *mut [u8; N]).write_unaligned(*bytes) };
+        let _ = place;
         Some(())
     }
 }

@@ -670,7 +670,7 @@ proptest! {
             prop_assert_eq!(tables.ruling(address, port, now_ns), Some(at_socket));
             prop_assert_eq!(tables.may_stop(address, port, now_ns), !lets_in(At::Socket));
             prop_assert_eq!(tables.stops(address, port, now_ns), !PLACES.into_iter().any(lets_in));
-            prop_assert!(!tables.stops(address, tcp(5), now_ns));
+            prop_assert!(!tables.stops(address, tcp(50), now_ns));
         }
     }
 
