@@ -173,8 +173,7 @@ impl Engine {
     }
 
     /// Learns this host's new addresses, guards ports newly published, covers interfaces that have come, and mends what others
-    /// have taken off. One part
-    /// that fails keeps none of the others from being done.
+    /// have taken off. One part that fails keeps none of the others from being done.
     pub fn follow_network(&mut self) -> Followed {
         if self.maps.is_none() {
             return Followed::default();
@@ -188,7 +187,9 @@ impl Engine {
                 match self.follow_addresses(&facts) {
                     Ok(cut) => followed.news.extend(cut),
                     Err(failure) => {
-                        followed.problems.push(format!("own addresses are not followed: {failure}"))
+                        followed
+                            .problems
+                            .push(format!("own addresses are not followed: {failure}"));
                     }
                 }
                 if let Err(failure) = self.follow_interfaces(&facts, &mut followed) {
