@@ -174,6 +174,10 @@ fn find_or_make(key: &TallyKey, now_ns: u64) -> Option<*mut Tally> {
         return Some(tally);
     }
     // Another CPU may have made it meanwhile; either way it is there now.
+    #[expect(
+        clippy::needless_borrows_for_generic_args,
+        reason = "a value would be copied to the stack"
+    )]
     let _ = TALLIES.insert(key, &FRESH, u64::from(BPF_NOEXIST));
     let tally = TALLIES.get_ptr_mut(key)?;
     // SAFETY: as in `attempt`.

@@ -68,7 +68,7 @@ fn turn_frame(ctx: &XdpContext) -> Option<()> {
         ethertype::IPV6 => turn_start::<IPV6_BYTES>(ctx, ethertype::IPV6)?,
         _ => return None,
     };
-    let more = end as i32 - FrameReader::<false>::new(ctx).len() as i32;
+    let more = (end.wrapping_sub(FrameReader::<false>::new(ctx).len()) as u32).cast_signed();
     // SAFETY: the helper checks the length itself, and no pointer into the packet is used after it. What it may refuse
     // to cut off stays behind the answer's end, as padding.
     unsafe { bpf_xdp_adjust_tail(ctx.as_ptr().cast(), more) };
@@ -110,7 +110,7 @@ extern "C" fn guard_turn_skb(skb: *mut __sk_buff, reason: u32) -> i32 {
 
 #[inline(always)]
 fn turn_skb(skb: &SkbReader) -> Option<i32> {
-    let packet = skb.from_start()?;
+    let packet = skb.at_its_start()?;
     let offset = packet.network_offset();
     if offset != 0 {
         turn_link_header(&packet)?;

@@ -72,7 +72,7 @@ impl SkbReader {
 
     /// The packet from its start at TC on. `None` where its network header stands neither there nor behind an Ethernet header.
     #[inline(always)]
-    pub fn from_start(&self) -> Option<SkbFromStart> {
+    pub fn at_its_start(&self) -> Option<SkbFromStart> {
         // No helper says where it stands, so its first bytes are looked for.
         let first = u64::from_ne_bytes(self.read(0)?);
         for network_offset in [ETHERNET_BYTES, 0] {
