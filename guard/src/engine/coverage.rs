@@ -18,7 +18,7 @@ use crate::{
     },
     kernel::{
         KernelError,
-        attach::{Attacher, Coverage, Wanted, Way, coverage},
+        attach::{Attacher, Coverage, Refused, Wanted, Way, coverage},
         links::{self, OwnLink},
         pins::Pins,
         seen::Seen,
@@ -184,11 +184,14 @@ pub fn cover_within(
         }
         let name = &wanted.name;
         match attacher.cover(wanted, &seen) {
-            Ok(Some(tried)) if tried.is_empty() => {}
-            Ok(Some(tried)) => {
-                let failures: Vec<_> = tried.iter().map(|what| format!("{name}: {what}")).collect();
+            Ok(Some(refused)) if refused.is_empty() => {}
+            Ok(Some(refused)) => {
+                let failures: Vec<_> =
+                    refused.iter().map(|refused| format!("{name}: {}", refused.what)).collect();
                 covered.failures.extend(failures.iter().cloned());
-                refusals.insert(wanted.ifindex, Refusal { circumstances, failures });
+                if !circumstances.were_others(&refused) {
+                    refusals.insert(wanted.ifindex, Refusal { circumstances, failures });
+                }
             }
             Ok(None) => gone.push(name.as_str()),
             Err(error) => covered.failures.push(format!("{name}: {error}")),
@@ -251,6 +254,11 @@ impl Circumstances {
             mtu: interface.mtu,
             slot: seen.xdp.map(|xdp| xdp.program_id),
         }
+    }
+
+    /// Whether they had changed by the time of the refusal: whoever took the slot in between may leave it unseen too.
+    fn were_others(&self, refused: &[Refused]) -> bool {
+        self.slot.is_none() && refused.iter().any(|refused| refused.is_slot_taken)
     }
 }
 
@@ -448,6 +456,16 @@ mod tests {
         ];
         assert!(order.is_sorted_by_key(urgency));
         assert!(urgency(&order[0]) < urgency(&order[1]) && urgency(&order[1]) < urgency(&order[2]));
+    }
+
+    #[test]
+    fn a_slot_that_was_taken_between_two_looks_is_asked_for_again() {
+        let circumstances =
+            |slot| Circumstances { name: "eth1".into(), up: true, carrier: true, mtu: 1500, slot };
+        let refused = |is_slot_taken| [Refused { what: "xdp native: no".into(), is_slot_taken }];
+        assert!(circumstances(None).were_others(&refused(true)));
+        assert!(!circumstances(Some(7)).were_others(&refused(true)));
+        assert!(!circumstances(None).were_others(&refused(false)));
     }
 
     #[test]

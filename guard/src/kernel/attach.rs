@@ -98,6 +98,24 @@ pub struct Wanted {
     pub ladder: Vec<Way>,
 }
 
+/// A way that the kernel did not take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// The way, and why.
+    pub what: String,
+    /// Another program held the XDP slot, at that moment.
+    pub is_slot_taken: bool,
+}
+
+impl Refused {
+    fn new(way: Way, error: &io::Error) -> Self {
+        Self {
+            what: format!("{}: {}", way.name(), reason(way, error)),
+            is_slot_taken: is_slot_taken(way, error),
+        }
+    }
+}
+
 /// How an interface is covered, as the kernel says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Coverage {
@@ -134,7 +152,7 @@ impl<'a> Attacher<'a> {
     }
 
     /// Covers an interface by the first way of its ladder that the kernel takes, then takes off what else of ours is on
-    /// it. What is there already and right is not touched. Returns what did not work on the way; `None` when the
+    /// it. What is there already and right is not touched. Returns what the kernel refused on the way; `None` when the
     /// interface has gone meanwhile.
     ///
     /// # Errors
@@ -143,22 +161,22 @@ impl<'a> Attacher<'a> {
         &mut self,
         wanted: &Wanted,
         seen: &Seen,
-    ) -> Result<Option<Vec<String>>, KernelError> {
-        let mut failures = Vec::new();
+    ) -> Result<Option<Vec<Refused>>, KernelError> {
+        let mut refused = Vec::new();
         for way in &wanted.ladder {
             match self.attach(*way, wanted, seen) {
                 Ok(()) => {
                     self.leave_only(Some(*way), wanted.ifindex, &wanted.name, seen)?;
-                    return Ok(Some(failures));
+                    return Ok(Some(refused));
                 }
                 Err(_) if !exists(wanted.ifindex) => return Ok(None),
-                Err(error) => failures.push(format!("{}: {}", way.name(), reason(*way, &error))),
+                Err(error) => refused.push(Refused::new(*way, &error)),
             }
         }
         if wanted.ladder.is_empty() {
             self.leave_only(None, wanted.ifindex, &wanted.name, seen)?;
         }
-        Ok(Some(failures))
+        Ok(Some(refused))
     }
 
     /// Takes off whatever of ours is on an interface.
@@ -466,10 +484,14 @@ fn is_existing(error: &tc::TcError) -> bool {
     }
 }
 
+fn is_slot_taken(way: Way, error: &io::Error) -> bool {
+    way.is_xdp() && matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST))
+}
+
 /// Why a way did not work, in words where the number alone would mislead.
 fn reason(way: Way, error: &io::Error) -> String {
     match (error.raw_os_error(), way) {
-        (Some(libc::EBUSY | libc::EEXIST), Way::XdpNative | Way::XdpGeneric) => {
+        _ if is_slot_taken(way, error) => {
             "another XDP program is attached there, and guard never evicts one".to_owned()
         }
         (Some(libc::EOPNOTSUPP), Way::XdpNative) => "the driver has no native XDP".to_owned(),
