@@ -80,8 +80,8 @@ pub const CONTAINER: Addresses = Addresses::new([172, 30, 0, 2], [0xfd30, 2]);
 pub const BRIDGE: Addresses = Addresses::new([172, 30, 0, 1], [0xfd30, 1]);
 
 // Locally administered Ethernet addresses.
-const CLIENT_MAC: Mac = [2, 0, 0, 0, 0x77, 1];
-const SERVER_MAC: Mac = [2, 0, 0, 0, 0x77, 2];
+pub const CLIENT_MAC: Mac = [2, 0, 0, 0, 0x77, 1];
+pub const SERVER_MAC: Mac = [2, 0, 0, 0, 0x77, 2];
 const NEIGHBOUR_MAC: Mac = [2, 0, 0, 0, 0x78, 1];
 const SERVER_TO_NEIGHBOUR_MAC: Mac = [2, 0, 0, 0, 0x78, 2];
 

@@ -29,6 +29,7 @@ pub mod listener;
 pub mod lock;
 pub mod machine;
 pub mod outlet;
+pub mod pppoe;
 pub mod product;
 pub mod rows;
 pub mod tap;

@@ -120,10 +120,17 @@ impl Machine {
             commands,
         );
         let errors = String::from_utf8_lossy(&output.stderr);
-        // EOPNOTSUPP: no module of this name (`rtnl_newlink_create` in `net/core/rtnetlink.c`).
-        if ["Unknown device type", "Operation not supported"]
-            .iter()
-            .any(|text| errors.contains(text))
+        // EOPNOTSUPP: no module of this name (`rtnl_newlink_create` in `net/core/rtnetlink.c`). IPsec names what it misses
+        // (`net/xfrm/xfrm_user.c`).
+        if [
+            "Unknown device type",
+            "Operation not supported",
+            "Protocol not supported",
+            "algorithm not found",
+            "Requested type not found",
+        ]
+        .iter()
+        .any(|text| errors.contains(text))
         {
             return Err(errors.lines().next().unwrap_or_default().to_owned());
         }

@@ -7,11 +7,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use guard::control::{CounterView, Status};
 use guard_tests::{
     command, kernel,
-    lab::{CLIENT, Lab, OLLAMA, SERVER, every_address},
+    lab::{CLIENT, CLIENT_MAC, Lab, OLLAMA, SERVER, SERVER_MAC, every_address},
     listener::Service,
     machine::Machine,
     on_each_hook,
     outlet::{Outlet, Tunnel},
+    pppoe::Session,
     product::{Attach, Guard},
     wait::{patience, until},
     wire::{self, Mac},
@@ -26,6 +27,8 @@ struct Path {
     /// Whether the server's answers find their way.
     answers: bool,
     entry: Entry,
+    /// What its devices live by.
+    _sessions: Vec<Session>,
 }
 
 enum Entry {
@@ -214,10 +217,18 @@ fn tunnels(lab: &Lab) -> Vec<Path> {
         lab.server.ip(&addresses(&device, number, 2, kind.families));
         lab.client.ip(&addresses(&device, number, 1, kind.families));
         let entry = Entry::Device(Outlet::open(&lab.client, &device, server_mac(number)));
-        paths.push(Path { name: kind.name, number, families: kind.families, answers: true, entry });
+        paths.push(Path {
+            name: kind.name,
+            number,
+            families: kind.families,
+            answers: true,
+            entry,
+            _sessions: Vec::new(),
+        });
     }
     paths.extend(wireguard(lab, 20));
     paths.extend(tun(lab, 21));
+    paths.extend(pppoe(lab, 22));
     paths
 }
 
@@ -226,13 +237,38 @@ fn tun(lab: &Lab, number: u8) -> Option<Path> {
         Ok(tunnel) => {
             lab.server.ip(&addresses("t21", number, 2, Families::Both));
             let entry = Entry::Program(tunnel);
-            Some(Path { name: "tun", number, families: Families::Both, answers: false, entry })
+            Some(Path {
+                name: "tun",
+                number,
+                families: Families::Both,
+                answers: false,
+                entry,
+                _sessions: Vec::new(),
+            })
         }
         Err(error) => {
             kernel::leave_out("tun", &error.to_string());
             None
         }
     }
+}
+
+fn pppoe(lab: &Lab, number: u8) -> Option<Path> {
+    let open = |machine, remote| Session::open(machine, "eth0", remote, number.into());
+    let server = match open(&lab.server, CLIENT_MAC) {
+        Ok(server) => server,
+        Err(error) => {
+            kernel::leave_out("PPPoE", &error.to_string());
+            return None;
+        }
+    };
+    let client = open(&lab.client, SERVER_MAC)
+        .unwrap_or_else(|error| panic!("the session has no other end: {error}"));
+    lab.server.ip(&addresses(&server.interface, number, 2, Families::Both));
+    lab.client.ip(&addresses(&client.interface, number, 1, Families::Both));
+    let entry = Entry::Device(Outlet::open(&lab.client, &client.interface, server_mac(number)));
+    let _sessions = vec![server, client];
+    Some(Path { name: "PPPoE", number, families: Families::Both, answers: true, entry, _sessions })
 }
 
 fn wireguard(lab: &Lab, number: u8) -> Option<Path> {
@@ -279,7 +315,14 @@ fn wireguard(lab: &Lab, number: u8) -> Option<Path> {
         machine.ip(&addresses("t20", number, host, Families::Both));
     }
     let entry = Entry::Device(Outlet::open(&lab.client, "t20", server_mac(number)));
-    Some(Path { name: "wireguard", number, families: Families::Both, answers: true, entry })
+    Some(Path {
+        name: "wireguard",
+        number,
+        families: Families::Both,
+        answers: true,
+        entry,
+        _sessions: Vec::new(),
+    })
 }
 
 fn wg(arguments: &[&str], input: &str) -> String {
@@ -301,7 +344,7 @@ struct Stack {
 
 const VRF: &str = "VRF";
 
-const STACKS: [Stack; 6] = [
+const STACKS: [Stack; 7] = [
     Stack {
         name: "VLAN",
         server: "link add link eth0 name s1 address {mac} type vlan id 7",
@@ -359,6 +402,13 @@ const STACKS: [Stack; 6] = [
         own_link: true,
         answers: true,
     },
+    Stack {
+        name: "priority tag",
+        server: "link add link link7 name s7 address {mac} type vlan id 0",
+        client: "link add link link7 name s7 type vlan id 0",
+        own_link: true,
+        answers: true,
+    },
 ];
 
 /// Numbers of their paths begin here.
@@ -393,7 +443,14 @@ fn stacks(lab: &Lab) -> Vec<Path> {
             lab.server.ip(&addresses(&format!("s{i}"), number, 2, families));
         }
         let entry = Entry::Device(Outlet::open(&lab.client, &format!("s{i}"), server_mac(number)));
-        paths.push(Path { name: stack.name, number, families, answers: stack.answers, entry });
+        paths.push(Path {
+            name: stack.name,
+            number,
+            families,
+            answers: stack.answers,
+            entry,
+            _sessions: Vec::new(),
+        });
     }
     paths
 }

@@ -17,24 +17,28 @@ use crate::command::without_cargo_variables;
 pub struct Series {
     pub name: &'static str,
     suite: &'static str,
+    flavour: &'static str,
 }
 
 /// From the oldest kernel that guard runs on to the newest that Debian builds for its stable release.
 pub const SERIES: [Series; 5] = [
-    Series { name: "5.10", suite: "bullseye-security" },
-    Series { name: "6.1", suite: "bookworm-security" },
-    Series { name: "6.12", suite: "trixie-security" },
-    Series { name: "6.18", suite: "trixie-backports" },
-    Series { name: NEWEST, suite: "trixie-backports" },
+    Series { name: "5.10", suite: "bullseye-security", flavour: CLOUD },
+    Series { name: "6.1", suite: "bookworm-security", flavour: CLOUD },
+    Series { name: "6.12", suite: "trixie-security", flavour: WHOLE },
+    Series { name: "6.18", suite: "trixie-backports", flavour: CLOUD },
+    Series { name: NEWEST, suite: "trixie-backports", flavour: CLOUD },
 ];
 
 const NEWEST: &str = "newest";
 
-/// The small flavour, for virtual machines.
-const FLAVOUR: &str = "-cloud-amd64";
+/// For virtual machines: small.
+const CLOUD: &str = "-cloud-amd64";
+
+/// For real machines too: it has PPP.
+const WHOLE: &str = "-amd64";
 
 /// What the tests make networks of. What a kernel has built in, or not at all, is left out.
-const MODULES: [&str; 33] = [
+const MODULES: [&str; 43] = [
     "veth",
     "bridge",
     "dummy",
@@ -58,6 +62,16 @@ const MODULES: [&str; 33] = [
     "ip6_tunnel",
     "ip6_gre",
     "fou",
+    "pppoe",
+    "ppp_generic",
+    "xfrm_user",
+    "esp4",
+    "esp6",
+    "gcm",
+    "ctr",
+    "ghash_generic",
+    "seqiv",
+    "crypto_null",
     "nf_tables",
     "nft_chain_nat",
     "nft_nat",
@@ -103,7 +117,7 @@ impl Kernel {
         if !tree.exists() {
             fs::create_dir_all(directory.join("kernels"))
                 .with_context(|| format!("{} can't be made", directory.display()))?;
-            apt.unpack(&packages(&release, &names), &tree)?;
+            apt.unpack(&packages(series, &release, &names), &tree)?;
         }
         Ok(Self { release, tree })
     }
@@ -206,9 +220,10 @@ fn find(directory: &Path, wanted: &dyn Fn(&str) -> bool, found: &mut Vec<PathBuf
 /// The newest release of a series among names of packages.
 fn newest(series: Series, packages: &[String]) -> Option<String> {
     let release = |package: &String| {
-        let release = package.strip_prefix("linux-image-")?.strip_suffix(FLAVOUR)?;
-        // A package that only names another has the series alone for a version.
-        let is_whole = release.starts_with(|c: char| c.is_ascii_digit())
+        let release = package.strip_prefix("linux-image-")?.strip_suffix(series.flavour)?;
+        // A package that only names another has the series alone for a version; a name that goes on with words is another flavour's.
+        let is_whole = !release.ends_with(|c: char| c.is_ascii_alphabetic())
+            && release.starts_with(|c: char| c.is_ascii_digit())
             && numbers(release).len() > numbers(series.name).len().max(2);
         let is_of_series = series.name == NEWEST
             || release.strip_prefix(series.name).is_some_and(|rest| rest.starts_with('.'));
@@ -223,9 +238,9 @@ fn numbers(version: &str) -> Vec<u64> {
 }
 
 /// The packages that hold a release. From 6.19 on, `linux-image` is empty and others hold kernel and modules.
-fn packages(release: &str, all: &[String]) -> Vec<String> {
+fn packages(series: Series, release: &str, all: &[String]) -> Vec<String> {
     let known = |kind: &str| {
-        let name = format!("linux-{kind}-{release}{FLAVOUR}");
+        let name = format!("linux-{kind}-{release}{}", series.flavour);
         all.contains(&name).then_some(name)
     };
     let image = known("binary").or_else(|| known("image"));
@@ -248,7 +263,9 @@ mod tests {
             "linux-image-6.1.0-56-cloud-amd64",
             "linux-image-6.1.0-56-cloud-amd64-dbg",
             "linux-image-6.1.0-99-amd64",
-            "linux-image-6.12.118+deb13-cloud-amd64",
+            "linux-image-6.12.118+deb13-amd64",
+            "linux-image-6.12.119+deb13-cloud-amd64",
+            "linux-image-6.12.119+deb13-rt-amd64",
             "linux-image-6.12.115+deb13.1-cloud-amd64",
             "linux-image-7.3.4+deb13-cloud-amd64",
             "linux-image-cloud-amd64",
@@ -269,15 +286,16 @@ mod tests {
 
     #[test]
     fn a_kernel_may_lie_in_one_package_or_in_two() {
+        let cloud = Series { name: "6.1", suite: "bookworm-security", flavour: CLOUD };
         let all = names(&[
             "linux-image-6.1.0-56-cloud-amd64",
             "linux-image-7.3.4+deb13-cloud-amd64",
             "linux-binary-7.3.4+deb13-cloud-amd64",
             "linux-modules-7.3.4+deb13-cloud-amd64",
         ]);
-        assert_eq!(packages("6.1.0-56", &all), names(&["linux-image-6.1.0-56-cloud-amd64"]));
+        assert_eq!(packages(cloud, "6.1.0-56", &all), names(&["linux-image-6.1.0-56-cloud-amd64"]));
         assert_eq!(
-            packages("7.3.4+deb13", &all),
+            packages(cloud, "7.3.4+deb13", &all),
             names(&[
                 "linux-binary-7.3.4+deb13-cloud-amd64",
                 "linux-modules-7.3.4+deb13-cloud-amd64"

@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// What runs on each kernel: every program loads and attaches, and packets meet what was promised.
-const SELECTION: [(&str, &[&str]); 4] = [
+const SELECTION: [(&str, &[&str]); 6] = [
     ("verdict_in_kernel", &["the_verifier_has_little_to_do"]),
     (
         "access",
@@ -46,7 +46,9 @@ const SELECTION: [(&str, &[&str]); 4] = [
             "a_killed_daemon_changes_nothing::native",
         ],
     ),
+    ("ends", &["an_allow_ends::clsact", "an_allow_ends::native", "observing_ends::clsact"]),
     ("devices", &[]),
+    ("ipsec", &[]),
 ];
 
 /// Runs the selection, or every test with this in its name, on the kernels of these series.
