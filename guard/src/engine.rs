@@ -181,6 +181,7 @@ impl Engine {
         let mut followed = Followed::default();
         match Facts::gather(&self.settings.config) {
             Ok(facts) => {
+                followed.problems.extend(facts.published.as_ref().err().cloned());
                 if let Err(failure) = self.mend_sockets() {
                     followed.problems.push(format!("the backstop is missing: {failure}"));
                 }
@@ -311,13 +312,28 @@ impl Engine {
         };
         Ok(Input {
             ports: policy.ports.clone(),
-            aliases: published_to(&policy.ports, facts),
+            aliases: self.aliases(&policy.ports, facts)?,
             rules,
             vias: names.into_iter().map(via).collect(),
             local: facts.local.clone(),
             guests: facts.guests.clone(),
             inside: facts.inside(),
         })
+    }
+
+    /// The published ports that lead to guarded ones, each with the one it leads to. Those in force stay while nobody knows
+    /// what is published.
+    fn aliases(
+        &self,
+        guarded: &[GuardedPort],
+        facts: &Facts,
+    ) -> Result<BTreeMap<GuardedPort, GuardedPort>, KernelError> {
+        let Ok(published) = &facts.published else {
+            let held = self.maps.as_ref().map(PolicyMaps::aliases_in_force).transpose()?;
+            return Ok(forwarders::kept(held.unwrap_or_default(), guarded));
+        };
+        let aliases = forwarders::aliases(published, guarded);
+        Ok(aliases.taken.into_iter().map(|(port, alias)| (port, alias.to)).collect())
     }
 
     fn terms(&self, input: &Input, settings: &Settings, state: &State) -> Result<Terms, Failure> {
@@ -649,12 +665,6 @@ fn keep_ends(input: &mut Input, in_force: &Input) {
             rule.until_ns = held.until_ns;
         }
     }
-}
-
-/// The published ports that lead to guarded ones, each with the one it leads to.
-fn published_to(guarded: &[GuardedPort], facts: &Facts) -> BTreeMap<GuardedPort, GuardedPort> {
-    let aliases = forwarders::aliases(&facts.published, guarded);
-    aliases.taken.into_iter().map(|(port, alias)| (port, alias.to)).collect()
 }
 
 /// See `PolicyHeader::observe_until_ns`. What a command set comes before the flag, and that before the file.

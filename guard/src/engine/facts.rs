@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// One moment's answer of netlink, and what follows from it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Facts {
     pub snapshot: Snapshot,
     pub interfaces: Vec<Interface>,
@@ -28,8 +28,8 @@ pub struct Facts {
     /// Its containers' where the configuration does not.
     pub guests: Vec<IpNet>,
     pub lan: LanPrefixes,
-    /// The ports that container engines' forwarders publish.
-    pub published: Vec<Published>,
+    /// The ports that container engines' forwarders publish, or why they could not be looked for.
+    pub published: Result<Vec<Published>, String>,
     /// What is attached where, by interface index.
     pub seen: HashMap<u32, Seen>,
 }
@@ -39,18 +39,16 @@ impl Facts {
     /// runtime.
     ///
     /// # Errors
-    /// When netlink does not answer, or processes can't be listed.
+    /// When netlink does not answer.
     pub fn gather(config: &Config) -> Result<Self, Failure> {
-        let failed = |what: &str, error: &dyn std::fmt::Display| {
-            Failure::failed(
-                format!("{what}: {error}"),
-                "the policy in force is as it was; `guard status` shows it",
-            )
-        };
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|error| failed("netlink could not be asked", &error))?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(
+            |error| {
+                Failure::failed(
+                    format!("netlink could not be asked: {error}"),
+                    "the policy in force is as it was; `guard status` shows it",
+                )
+            },
+        )?;
         runtime.block_on(async {
             let snapshot = netlink::snapshot()
                 .await
@@ -69,7 +67,7 @@ impl Facts {
             };
             guests.retain(|prefix| !local.contains(prefix));
             let published = forwarders::find()
-                .map_err(|error| failed("published ports could not be looked for", &error))?;
+                .map_err(|error| format!("published ports could not be looked for: {error}"));
             Ok(Self {
                 local,
                 guests,

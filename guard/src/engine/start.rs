@@ -63,7 +63,8 @@ impl Engine {
             return Err(failure);
         }
         let adopted = loaded.adopted;
-        let mut problems = Vec::new();
+        let mut problems: Vec<String> =
+            facts.published.as_ref().err().cloned().into_iter().collect();
         problems.extend(
             loaded.no_xdp.map(|why| format!("this kernel did not take the XDP program: {why}")),
         );

@@ -6,7 +6,10 @@ use super::{Engine, Facts, coverage, probe};
 use crate::{
     control::{BackstopStatus, Enforcement, EventTotals, Failure, Mode, PublishedPort, Status},
     events::BootClock,
-    host::{cgroup::Scope, forwarders},
+    host::{
+        cgroup::Scope,
+        forwarders::{self, Aliases},
+    },
     kernel::{KernelError, attach, counters::Counters, links, tables::PolicyMaps},
     output,
     rule::GuardedPort,
@@ -94,7 +97,10 @@ fn published(
         return Ok((Vec::new(), Vec::new()));
     };
     let in_force = maps.aliases_in_force()?;
-    let found = forwarders::aliases(&facts.published, guarded);
+    let (found, unknown) = match &facts.published {
+        Ok(published) => (forwarders::aliases(published, guarded), None),
+        Err(why) => (Aliases::default(), Some(why.clone())),
+    };
     let published = in_force
         .iter()
         .map(|(port, to)| PublishedPort {
@@ -112,6 +118,7 @@ fn published(
             )
         })
         .chain(found.left_out)
+        .chain(unknown)
         .collect();
     Ok((published, open))
 }

@@ -115,6 +115,16 @@ pub fn aliases(published: &[Published], guarded: &[GuardedPort]) -> Aliases {
     aliases
 }
 
+/// Of the published ports that were guarded, those that still lead to a guarded one.
+#[must_use]
+pub fn kept(
+    mut held: BTreeMap<GuardedPort, GuardedPort>,
+    guarded: &[GuardedPort],
+) -> BTreeMap<GuardedPort, GuardedPort> {
+    held.retain(|port, to| guarded.contains(to) && !guarded.contains(port));
+    held.into_iter().take((MAX_GUARDED_PORTS as usize).saturating_sub(guarded.len())).collect()
+}
+
 const fn tcp(number: u16) -> GuardedPort {
     GuardedPort { protocol: Protocol::Tcp, number }
 }

@@ -37,6 +37,19 @@ fn what_leads_to_two_guarded_ports_takes_the_first() {
 }
 
 #[test]
+fn what_was_guarded_stays_so_where_it_still_leads_to_a_guarded_port() {
+    let held = BTreeMap::from([(tcp(8081), OLLAMA), (tcp(8082), tcp(80))]);
+    let ports = |guarded: &[GuardedPort]| -> Vec<u16> {
+        kept(held.clone(), guarded).keys().map(|port| port.number).collect()
+    };
+    assert_eq!(ports(&[OLLAMA, tcp(80)]), [8081, 8082]);
+    assert_eq!(ports(&[OLLAMA]), [8081]);
+    assert_eq!(ports(&[OLLAMA, tcp(8081)]), [0; 0]);
+    let many: Vec<_> = (1..MAX_GUARDED_PORTS as u16).map(tcp).chain([OLLAMA]).collect();
+    assert_eq!(ports(&many), [0; 0]);
+}
+
+#[test]
 fn a_number_that_another_user_listens_on_is_left_out_and_said() {
     let shared = Published {
         forwarder: "pasta",
