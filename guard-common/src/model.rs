@@ -7,7 +7,7 @@
 //! for a ruling.
 
 use crate::{
-    abi::{PortIndex, Ruling, SOURCE_LOCAL, SourceValue},
+    abi::{PortIndex, Ruling, SOURCE_LOCAL, SOURCE_OWN, SourceValue},
     packet::{AddressBytes, Family, Packet, Protocol},
     rules::Rules,
 };
@@ -185,6 +185,8 @@ pub struct Policy<'a> {
     pub rules: &'a [Rule<'a>],
     /// This host's own addresses, and the subnets of its local bridges.
     pub local: &'a [Prefix],
+    /// Its own addresses that only loopback takes packets between.
+    pub own: &'a [Prefix],
     /// Where its packets are judged.
     pub place: Place,
     /// Boot time.
@@ -243,7 +245,12 @@ impl Rules for About<'_> {
             0
         };
         let is_local = self.policy.local.iter().any(|prefix| prefix.covers(family, address));
-        SourceValue { row, flags: if is_local { SOURCE_LOCAL } else { 0 } }
+        let is_own = self.policy.own.iter().any(|prefix| prefix.covers(family, address));
+        let flags = [(is_local, SOURCE_LOCAL), (is_own, SOURCE_OWN)];
+        SourceValue {
+            row,
+            flags: flags.iter().filter(|(holds, _)| *holds).fold(0, |all, (_, flag)| all | flag),
+        }
     }
 
     fn ruling(&self, _packet: &Packet, value: SourceValue, port: PortIndex) -> Ruling {

@@ -191,6 +191,8 @@ pub fn at_edge<P: Rules>(outcome: Outcome, packet: &Packet, policy: &P) -> Decis
 /// It is for a guarded port when either that port or the packet's destination port is guarded (under TPROXY and
 /// `sk_lookup` they differ); where both are, both must let it in. The packet's source is always known here; when
 /// its ports are not, the socket's decides alone.
+///
+/// What comes by loopback is not asked about: no other way leads from an own address to an own address.
 #[inline(always)]
 pub fn at_socket<P: Rules>(packet: &Packet, socket_port: u16, policy: &P) -> Decision {
     let by_socket = guarded_port(packet, socket_port, policy);
@@ -199,6 +201,9 @@ pub fn at_socket<P: Rules>(packet: &Packet, socket_port: u16, policy: &P) -> Dec
         return Decision::NotOurs;
     };
     let value = policy.lookup(packet.family, &packet.source);
+    if value.is_own() && policy.lookup(packet.family, &packet.destination).is_own() {
+        return stopped(Reason::Spoofed, policy);
+    }
     let mut ruling = policy.ruling(packet, value, first);
     if let Some(second) = second
         && second != first

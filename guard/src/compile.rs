@@ -21,7 +21,8 @@ use std::{
 use guard_common::{
     abi::{
         Ladder, MAX_GUARDED_PORTS, MAX_LADDERS, MAX_SOURCES, MAX_VIAS, NO_END, PORT_ALIAS,
-        PortIndex, PortValue, Ruling, SOURCE_BY_INTERFACE, SOURCE_LOCAL, STEPS, SourceValue,
+        PortIndex, PortValue, Ruling, SOURCE_BY_INTERFACE, SOURCE_LOCAL, SOURCE_OWN, STEPS,
+        SourceValue,
     },
     packet::{AddressBytes, Family},
 };
@@ -51,6 +52,8 @@ pub struct Input {
     /// Local sources: this host's own addresses and, unless the policy leaves them out, the subnets of its local
     /// bridges. Loopback is local whether it stands here or not.
     pub local: Vec<IpNet>,
+    /// This host's own addresses that only loopback takes packets between, of the local ones.
+    pub own: Vec<IpNet>,
     /// Subnets of local bridges that are no local sources (`local = ["host"]`). They are let in by a rule only, and
     /// still are this host's: a packet to them is not forwarded traffic, and one from outside can't come from them.
     pub guests: Vec<IpNet>,
@@ -420,6 +423,7 @@ fn alias_indices(
 enum Effect {
     Rule { kind: RuleKind, action: Action, until_ns: u64, ports: PortSet, columns: ColumnSet },
     Local,
+    Own,
     Guest,
     Loopback,
 }
@@ -466,6 +470,7 @@ fn collect(
         }
     }
     add(Effect::Local, &input.local);
+    add(Effect::Own, &input.own);
     add(Effect::Guest, &input.guests);
     add(Effect::Loopback, &loopback());
     additions.sort_unstable();
@@ -484,6 +489,7 @@ fn loopback() -> [IpNet; 2] {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct State {
     is_local: bool,
+    is_own: bool,
     is_guest: bool,
     is_loopback: bool,
     /// Port after port, one for each column but the sockets'.
@@ -533,6 +539,7 @@ impl<'a> Resolver<'a> {
     ) -> Self {
         let nothing = State {
             is_local: false,
+            is_own: false,
             is_guest: false,
             is_loopback: false,
             cells: vec![
@@ -594,6 +601,9 @@ impl<'a> Resolver<'a> {
     fn make_value(&mut self, state: &State, prefix: IpNet) -> Result<SourceValue, CompileError> {
         let is_here = state.is_local || state.is_guest;
         let mut flags = if is_here { SOURCE_LOCAL } else { 0 };
+        if state.is_own {
+            flags |= SOURCE_OWN;
+        }
         let mut row = Vec::with_capacity(self.ports.len() * self.columns.with_sockets());
         let cells = state.cells.chunks(self.columns.of_interfaces());
         for (port, at_port) in self.ports.keys().zip(cells) {
@@ -649,6 +659,7 @@ impl State {
         for effect in effects {
             match effect {
                 Effect::Local => inner.is_local = true,
+                Effect::Own => inner.is_own = true,
                 Effect::Guest => inner.is_guest = true,
                 Effect::Loopback => (inner.is_local, inner.is_loopback) = (true, true),
                 Effect::Rule { .. } => {}

@@ -316,6 +316,7 @@ impl Engine {
             rules,
             vias: names.into_iter().map(via).collect(),
             local: facts.local.clone(),
+            own: facts.own.clone(),
             guests: facts.guests.clone(),
             inside: facts.inside(),
         })

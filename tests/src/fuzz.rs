@@ -145,8 +145,13 @@ impl Choices<'_> {
         while !self.is_over() && input.rules.len() < 12 {
             input.rules.push(self.rule(input.rules.len() as u64 + 1));
         }
+        input.own = single_addresses(&input.local);
         input
     }
+}
+
+fn single_addresses(prefixes: &[IpNet]) -> Vec<IpNet> {
+    prefixes.iter().filter(|net| net.prefix_len() == net.max_prefix_len()).copied().collect()
 }
 
 /// In each span between the ends that rules have, and at both sides of one.
@@ -173,6 +178,8 @@ pub fn compiler(bytes: &[u8]) {
         let is_here = address.is_loopback()
             || input.local.iter().chain(&input.guests).any(|net| net.contains(&address));
         assert_eq!(value.is_local(), is_here, "{address} in {input:?}");
+        let is_own = input.own.iter().any(|net| net.contains(&address));
+        assert_eq!(value.is_own(), is_own, "{address} in {input:?}");
         for (port, index) in &tables.ports {
             let ladder = value.row as usize * tables.ports.len() + *index as usize;
             for now_ns in moments.iter().copied() {

@@ -29,15 +29,16 @@ pub fn counts_verified_instructions() -> bool {
 
 /// Says that a test leaves itself out. Not by `eprintln!`: what a passing test says that way is not shown.
 pub fn skip(test: &str, missing: &str) {
-    say(&format!("skipped: {test}: {missing}"));
+    tell(&format!("skipped: {test}: {missing}"));
 }
 
 /// Says that a test leaves a part of itself out.
 pub fn leave_out(part: &str, missing: &str) {
-    say(&format!("left out: {part}: {missing}"));
+    tell(&format!("left out: {part}: {missing}"));
 }
 
-fn say(line: &str) {
+/// Says what was measured, in a test that passes too.
+pub fn tell(line: &str) {
     // In one write, so that tests side by side don't mix their lines. That nobody reads it is no failure.
     let _ = stderr().write_all(format!("{line}\n").as_bytes());
 }

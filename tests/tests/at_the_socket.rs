@@ -10,7 +10,7 @@ use guard_tests::{
     bpf, cgroup, command, http,
     lab::{CLIENT, Lab, NEIGHBOUR, OLLAMA, SERVER, every_address},
     listener::Service,
-    machine::Machine,
+    machine::{Machine, Reply},
     on_each_hook,
     product::Attach,
     rows::{self, Counts, Row},
@@ -135,6 +135,48 @@ fn a_socket_that_is_looked_up_is_guarded(attach: Attach) {
     let guard = lab.start_guard(attach, "");
     let rows = SERVER.at(8080).map(|to| Row::plain("looked up", to).at_the_nic(0, 0));
     rows::check(&lab, &guard, attach, &listener, &rows);
+}
+
+on_each_hook!(an_own_address_from_outside_is_spoofed_at_the_socket_too);
+fn an_own_address_from_outside_is_spoofed_at_the_socket_too(attach: Attach) {
+    if !command::is_installed("nft") {
+        eprintln!("not tested: `nft` is not installed (Debian package nftables)");
+        return;
+    }
+    let lab = Lab::new(&format!("an_own_address_from_outside {attach}"));
+    let listener = lab.listen(&lab.server, Service::Echo, every_address(5353));
+    // A NIC's hook sees another port than the guarded one.
+    lab.server.nft(
+        "table inet elsewhere {\n\
+           chain prerouting {\n\
+             type nat hook prerouting priority dstnat;\n\
+             udp dport 8080 redirect to :5353;\n\
+           }\n\
+         }\n",
+    );
+    // The kernel would not take such a source of IPv4; of IPv6 it takes it.
+    for interface in ["all", "eth0"] {
+        lab.server.set_sysctl(&format!("net/ipv4/conf/{interface}/accept_local"), "1");
+        lab.server.set_sysctl(&format!("net/ipv4/conf/{interface}/rp_filter"), "0");
+    }
+    let guard = lab.start_guard(attach, "ports = [\"udp/5353\"]");
+    let wire = lab.wire();
+    let send = || {
+        for to in SERVER.at(8080) {
+            wire.send(&wire::datagram(SocketAddr::new(to.ip(), 4242), to));
+        }
+    };
+    send();
+    guard.expect_counted("cgroup", "drop", "spoofed", 2);
+    assert_eq!(listener.reached_by(), []);
+
+    // This host itself calls by loopback.
+    for to in SERVER.at(5353) {
+        assert_eq!(lab.server.call_udp(to), Reply::Answered, "{to}");
+    }
+    guard.tell(&["observe"]);
+    send();
+    guard.expect_counted("cgroup", "would-drop", "spoofed", 2);
 }
 
 on_each_hook!(a_raw_socket_beside_changes_nothing);

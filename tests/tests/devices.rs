@@ -404,8 +404,10 @@ const STACKS: [Stack; 7] = [
     },
     Stack {
         name: "priority tag",
-        server: "link add link link7 name s7 address {mac} type vlan id 0",
-        client: "link add link link7 name s7 type vlan id 0",
+        server: "link set link7 up
+                 link add link link7 name s7 address {mac} type vlan id 0",
+        client: "link set link7 up
+                 link add link link7 name s7 type vlan id 0",
         own_link: true,
         answers: true,
     },

@@ -41,8 +41,8 @@ fn policies(is_server: bool, mode: &str, inner: [(String, String); 2]) -> String
     let (outwards, inwards) = if is_server { ("out", "in") } else { ("in", "out") };
     for ((server, client), (inner_server, inner_client)) in outer().into_iter().zip(inner) {
         commands += &format!(
-            "xfrm policy add dir {outwards} src {inner_server} dst {inner_client} proto tcp tmpl src {server} dst {client} proto esp mode {mode}\n\
-             xfrm policy add dir {inwards} src {inner_client} dst {inner_server} proto tcp tmpl src {client} dst {server} proto esp mode {mode}\n"
+            "xfrm policy add dir {outwards} src {inner_server} dst {inner_client} proto 6 tmpl src {server} dst {client} proto esp mode {mode}\n\
+             xfrm policy add dir {inwards} src {inner_client} dst {inner_server} proto 6 tmpl src {client} dst {server} proto esp mode {mode}\n"
         );
     }
     commands

@@ -111,6 +111,7 @@ fn input(ports: &[GuardedPort]) -> Input {
         local: ["127.0.0.0/8", "::1/128", "10.77.0.1/32", "fd77::1/128", "172.30.0.0/24"]
             .map(prefix)
             .to_vec(),
+        own: ["10.77.0.1/32", "fd77::1/128"].map(prefix).to_vec(),
         ..Input::default()
     }
 }
@@ -139,6 +140,7 @@ struct Model {
     ports: Vec<model::Port>,
     rules: Vec<ModelRule>,
     local: Vec<model::Prefix>,
+    own: Vec<model::Prefix>,
     terms: Terms,
 }
 
@@ -191,6 +193,7 @@ impl Model {
             ports: input.ports.iter().copied().map(model_port).collect(),
             rules: rules.collect(),
             local: input.local.iter().copied().map(model_prefix).collect(),
+            own: input.own.iter().copied().map(model_prefix).collect(),
             terms,
         }
     }
@@ -217,6 +220,7 @@ impl Model {
             ports: &self.ports,
             rules: &rules,
             local: &self.local,
+            own: &self.own,
             place,
             now_ns: 0,
             observing: self.terms.observe_until_ns != 0,
@@ -627,7 +631,11 @@ fn the_verifier_has_little_to_do() {
     let loaded = Loaded::new("verifier");
     maps_in_force(&loaded);
     let ours = links::own_programs(loaded.pins.instance).expect("the programs are listed");
+    // An eighth of the kernel's limit of a million, so that other kernels and compilers have room. Kernels before 6.6 see later
+    // that two ways come to the same.
+    let limit = if kernel::release() < (6, 6) { 500_000 } else { 125_000 };
     let mut seen = 0;
+    let mut too_many = Vec::new();
     for program in
         aya::programs::loaded_programs().flatten().filter(|program| ours.contains(&program.id()))
     {
@@ -637,10 +645,12 @@ fn the_verifier_has_little_to_do() {
             assert!(!kernel::counts_verified_instructions(), "{name} has no count");
             continue;
         };
-        println!("{name}: {count} instructions verified");
-        // An eighth of the kernel's limit, so that other kernels and compilers have room.
-        assert!(count < 125_000, "{name}: {count} instructions verified");
+        kernel::tell(&format!("{name}: {count} instructions verified"));
+        if count >= limit {
+            too_many.push(format!("{name}: {count}"));
+        }
     }
+    assert!(too_many.is_empty(), "{too_many:?}");
     // Of the two XDP programs a kernel loads one.
     assert_eq!(seen, program::ALL.len() - 1);
 }

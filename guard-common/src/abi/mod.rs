@@ -25,7 +25,7 @@ pub use policy::{
     FLAG_BACKSTOP, FLAG_FORWARDED, FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, FLAG_REJECT, Ladder,
     MAX_GUARDED_PORTS, MAX_INSIDE, MAX_LADDERS, MAX_SOURCES, MAX_VIA_INDICES, MAX_VIAS, NO_END,
     PORT_ALIAS, PolicyHeader, PortIndex, PortValue, Ruling, SOURCE_BY_INTERFACE, SOURCE_LOCAL,
-    STEPS, SourceValue, Step, ViaKey,
+    SOURCE_OWN, STEPS, SourceValue, Step, ViaKey,
 };
 pub use stats::{
     Budget, Counter, EVENT_BURST, EVENT_INTERVAL_NS, EVENTS_PER_SECOND, EventCounter, MAX_TALLIES,

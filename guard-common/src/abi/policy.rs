@@ -101,6 +101,8 @@ const _: () = assert!(size_of::<PortValue>() == 8);
 pub const SOURCE_LOCAL: u32 = 1;
 /// At some port it depends on the interface that a packet came by: a NIC's hook that lets one in vouches for its flow.
 pub const SOURCE_BY_INTERFACE: u32 = 1 << 1;
+/// This host's own address, and packets from one such to another take loopback only.
+pub const SOURCE_OWN: u32 = 1 << 2;
 
 /// Value of `SOURCES`: all that the policy says of the addresses for which this entry is the most specific. 8 bytes.
 ///
@@ -127,6 +129,12 @@ impl SourceValue {
     #[must_use]
     pub const fn is_by_interface(self) -> bool {
         self.flags & SOURCE_BY_INTERFACE != 0
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_own(self) -> bool {
+        self.flags & SOURCE_OWN != 0
     }
 }
 
@@ -251,7 +259,7 @@ mod tests {
     fn numbers_are_pinned() {
         assert_eq!([FLAG_FORWARDED, FLAG_BACKSTOP, FLAG_GUARDS_TCP, FLAG_GUARDS_UDP], [1, 2, 4, 8]);
         assert_eq!(FLAG_REJECT, 16);
-        assert_eq!([SOURCE_LOCAL, SOURCE_BY_INTERFACE, PORT_ALIAS], [1, 2, 1]);
+        assert_eq!([SOURCE_LOCAL, SOURCE_BY_INTERFACE, SOURCE_OWN, PORT_ALIAS], [1, 2, 4, 1]);
         let rulings = [Ruling::NoRule, Ruling::Allow, Ruling::Deny, Ruling::Local, Ruling::Vouched];
         assert_eq!(rulings.map(|ruling| ruling as u32), [0, 1, 2, 3, 4]);
         for ruling in rulings {

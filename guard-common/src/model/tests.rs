@@ -239,6 +239,7 @@ fn a_policy_answers_for_the_two_addresses_of_its_packet() {
         ports: &[OTHER, OLLAMA],
         rules: &[allow(net24()), deny(prefix4([198, 51, 100, 4], 32))],
         local: &[prefix4([198, 51, 100, 4], 32)],
+        own: &[],
         place: Place::Interface(ETH0),
         now_ns: NOW_NS,
         observing: false,

@@ -71,6 +71,7 @@ struct Host {
     ports: Vec<Port>,
     rules: Vec<Rule<'static>>,
     local: Vec<Prefix>,
+    own: Vec<Prefix>,
 }
 
 /// A host with an address of each family and a container subnet, that allows 192.0.2.0/24 and `2001:db8:a::/48`.
@@ -85,6 +86,7 @@ fn host() -> Host {
             prefix("fd00:17::/64"),
         ]
         .into(),
+        own: [prefix("198.51.100.4/32"), prefix("2001:db8:ff::4/128")].into(),
     }
 }
 
@@ -94,6 +96,7 @@ impl Host {
             ports: &self.ports,
             rules: &self.rules,
             local: &self.local,
+            own: &self.own,
             place: ON_ETH0,
             now_ns: 1,
             observing: false,
@@ -540,13 +543,28 @@ fn a_guarded_socket_lets_in_allowed_and_local_sources() {
     for (source, decision) in [
         ("192.0.2.7", ALLOWED),
         ("172.17.0.2", LOCAL),
-        (OWN4, LOCAL),
         ("172.17.0.66", dropped(Reason::Denied)),
         ("203.0.113.9", dropped(Reason::NoRule)),
     ] {
         let packet = packet(source, OWN4);
         assert_eq!(socket(&packet, 11_434, &host.policy()), decision, "{source}");
     }
+}
+
+#[test]
+fn what_claims_to_go_from_an_own_address_to_an_own_address_is_spoofed_at_the_socket_too() {
+    let mut host = host();
+    host.rules.push(rule(Action::Allow, "198.51.100.0/24"));
+    let own = packet(OWN4, OWN4);
+    assert_eq!(socket(&own, 11_434, &host.policy()), dropped(Reason::Spoofed));
+    assert_eq!(socket(&own, 9_999, &host.policy()), dropped(Reason::Spoofed));
+    let elsewhere = Packet { port: 443, ..own };
+    assert_eq!(socket(&elsewhere, 443, &host.policy()), Decision::NotOurs);
+    // To a container it goes over a bridge.
+    assert_eq!(socket(&packet(OWN4, "172.17.0.2"), 11_434, &host.policy()), ALLOWED);
+    // Where there may be another way than loopback, no address is known as such.
+    host.own.clear();
+    assert_eq!(socket(&own, 11_434, &host.policy()), ALLOWED);
 }
 
 #[test]
@@ -731,7 +749,7 @@ fn any_host() -> impl Strategy<Value = (Host, u64, [bool; 3])> {
     let ports = proptest::sample::subsequence(&[TCP_8080, TCP_11434, UDP_53][..], 0..=3);
     let rules = proptest::collection::vec(any_rule(), 0..6);
     (ports, rules, 0..30_u64, any::<[bool; 3]>()).prop_map(|(ports, rules, now_ns, switches)| {
-        (Host { ports, rules, local: host().local }, now_ns, switches)
+        (Host { ports, rules, ..host() }, now_ns, switches)
     })
 }
 
@@ -790,7 +808,7 @@ fn said(ruling: Ruling, observing: bool) -> Decision {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 4096, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// The verdict at a socket is what the rules say, and nothing else.
+    /// The verdict at a socket is what the rules say, unless both addresses are this host's own.
     #[test]
     fn a_socket_does_what_the_rules_say(
         (host, now_ns, switches) in any_host(),
@@ -806,8 +824,12 @@ proptest! {
             .collect();
         let policy = host.policy_at(now_ns, switches);
         let decision = socket_after_nic(&packet, socket_port, &policy, vouched);
+        let is_own = |address| host.own.iter().any(|own| own.covers(packet.family, address));
         match judged[..] {
             [] => prop_assert_eq!(decision, Decision::NotOurs),
+            _ if is_own(&packet.source) && is_own(&packet.destination) => {
+                prop_assert_eq!(decision, stopped(Reason::Spoofed, &policy.about(&packet)));
+            }
             [one] => prop_assert_eq!(decision, said(one, switches[0])),
             _ => {
                 let lets_in = |ruling: &Ruling| matches!(ruling, Ruling::Allow | Ruling::Local);

@@ -564,7 +564,9 @@ fn any_input() -> impl Strategy<Value = Input> {
             // The bridge has two ports, one of which is named itself; the tunnel is not there.
             let vias =
                 vec![via("br0", &[3, 4]), via("eth0", &[2]), via("eth1", &[3]), via("wg0", &[])];
-            Input { ports, aliases, rules, vias, local, guests, ..Input::default() }
+            let is_single = |net: &&IpNet| net.prefix_len() == net.max_prefix_len();
+            let own = local.iter().filter(is_single).copied().collect();
+            Input { ports, aliases, rules, vias, local, own, guests, ..Input::default() }
         })
 }
 
@@ -617,6 +619,8 @@ proptest! {
                     let is_here = address.is_loopback()
                         || input.local.iter().chain(&input.guests).any(|net| net.contains(&address));
                     prop_assert_eq!(lookup(&tables, address).is_local(), is_here, "{}", address);
+                    let is_own = input.own.iter().any(|net| net.contains(&address));
+                    prop_assert_eq!(lookup(&tables, address).is_own(), is_own, "{}", address);
                     let mut needs_voucher = false;
                     for (port, now_ns) in
                         input.ports.iter().flat_map(|port| MOMENTS.map(|now_ns| (*port, now_ns)))

@@ -25,6 +25,8 @@ pub struct Facts {
     pub interfaces: Vec<Interface>,
     /// This host's own addresses, and its containers' where the configuration counts them.
     pub local: Vec<IpNet>,
+    /// This host's own that only loopback takes packets between; none where that is not certain.
+    pub own: Vec<IpNet>,
     /// Its containers' where the configuration does not.
     pub guests: Vec<IpNet>,
     pub lan: LanPrefixes,
@@ -68,8 +70,11 @@ impl Facts {
             guests.retain(|prefix| !local.contains(prefix));
             let published = forwarders::find()
                 .map_err(|error| format!("published ports could not be looked for: {error}"));
+            let is_certain =
+                matches!(&published, Ok(ports) if !ports.iter().any(Published::shares_addresses));
             Ok(Self {
                 local,
+                own: if is_certain { interfaces::own_by_loopback(&snapshot) } else { Vec::new() },
                 guests,
                 lan: interfaces::lan(&snapshot, &interfaces),
                 published,

@@ -58,6 +58,15 @@ pub enum LeadsTo {
     OneOf(Vec<u16>),
 }
 
+impl Published {
+    /// The forwarder's container has this host's own addresses too, so that packets between two of them may come to it by
+    /// an interface.
+    #[must_use]
+    pub fn shares_addresses(&self) -> bool {
+        self.forwarder == Kind::Pasta.name()
+    }
+}
+
 impl LeadsTo {
     fn may_be(&self, port: u16) -> bool {
         match self {

@@ -112,6 +112,19 @@ impl Interface {
     }
 }
 
+/// This host's own addresses, where packets from one to another take loopback and no other way. In a VRF they take its device,
+/// as those from outside do there: then there are none.
+#[must_use]
+pub fn own_by_loopback(snapshot: &Snapshot) -> Vec<IpNet> {
+    if snapshot.links.iter().any(|link| link.kind.as_deref() == Some("vrf")) {
+        return Vec::new();
+    }
+    let own = snapshot.addresses.iter().map(|own| own.address);
+    let own: BTreeSet<IpNet> =
+        own.filter(|address| may_be_local(*address)).map(IpNet::from).collect();
+    own.into_iter().collect()
+}
+
 /// The prefixes that `lan` and `lan6` stand for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LanPrefixes {

@@ -38,7 +38,8 @@ const CLOUD: &str = "-cloud-amd64";
 const WHOLE: &str = "-amd64";
 
 /// What the tests make networks of. What a kernel has built in, or not at all, is left out.
-const MODULES: [&str; 43] = [
+const MODULES: [&str; 44] = [
+    "crc32c_generic",
     "veth",
     "bridge",
     "dummy",

@@ -177,6 +177,17 @@ fn loopback_is_loopback_and_always_local() {
 }
 
 #[test]
+fn own_addresses_talk_over_loopback_unless_there_is_a_vrf() {
+    let host = Host::new()
+        .nic("eth0")
+        .address("eth0", "198.51.100.4/24")
+        .address("eth0", "fe80::4/64")
+        .address("eth0", "2001:db8::4/64");
+    assert_same(&own_by_loopback(&host.0), &["198.51.100.4/32", "2001:db8::4/128"]);
+    assert_same(&own_by_loopback(&host.kind("red", "vrf").0), &[]);
+}
+
+#[test]
 fn laptop_with_two_default_routes() {
     Host::new()
         .nic("eth0")
