@@ -487,6 +487,7 @@ fn loopback() -> [IpNet; 2] {
 
 /// All that matters of the prefixes around an address.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[expect(clippy::struct_excessive_bools, reason = "a prefix may be in several of them")]
 struct State {
     is_local: bool,
     is_own: bool,
