@@ -1,4 +1,4 @@
-//! `cargo xtask vmtest`: the end-to-end tests on other kernels, each in a small virtual machine, one after the other.
+//! `cargo xtask vmtest`: the end-to-end tests on other kernels, each in a small virtual machine.
 //!
 //! The kernels are Debian's, unpacked and not installed. Machines run without KVM, some ten times slower than this one:
 //! what they run is a selection, and says nothing about speed.
@@ -10,7 +10,15 @@ mod kernels;
 mod outcome;
 mod qemu;
 
-use std::{fs, path::Path, time::Instant};
+use std::{
+    fmt, fs,
+    num::NonZero,
+    panic,
+    path::PathBuf,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+    time::Instant,
+};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -64,48 +72,90 @@ pub fn run(workspace: &Workspace, names: &[String], filter: Option<&str>) -> Res
     let directory = workspace.target.join("vmtest");
     let mirrors = Mirrors::of_this_machine()?;
     let qemu = Qemu::find(&mirrors, &directory)?;
-    let mut lines = Vec::new();
-    let mut all_good = true;
-    for series in series {
-        let start = Instant::now();
-        let (release, outcome) = run_on(series, &mirrors, &directory, &qemu, |kernel| {
-            guest::pack(workspace, &built, &tests, kernel, selection)
-        })?;
-        let problem = outcome.problem().map(|problem| format!(": {problem}")).unwrap_or_default();
-        all_good &= outcome.is_good();
-        lines.push(format!(
-            "kernel {release}: {}{problem} ({} s)",
-            outcome.summary(),
-            start.elapsed().as_secs()
-        ));
-        println!("{}", lines.last().map_or("", String::as_str));
+    let machines = series
+        .into_iter()
+        .map(|series| {
+            let kernel = Kernel::fetch(series, &mirrors, &directory)?;
+            let initrd = directory.join(format!("initrd-{}", series.name));
+            fs::write(&initrd, guest::pack(workspace, &built, &tests, &kernel, selection)?)
+                .with_context(|| format!("{} can't be written", initrd.display()))?;
+            Ok(Machine { series, image: kernel.image()?, release: kernel.release, initrd })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let ended = run_all(&machines, &qemu)?;
+
+    println!();
+    for end in &ended {
+        for omission in end.outcome.omissions() {
+            println!("kernel {} was not tested for {omission}", end.release);
+        }
     }
-    println!("\n{}", lines.join("\n"));
-    if !all_good {
+    for end in &ended {
+        println!("{end}");
+    }
+    if !ended.iter().all(|end| end.outcome.is_good()) {
         bail!("not all tests passed on all kernels: see above");
     }
     Ok(())
 }
 
-fn run_on(
+/// A machine that is ready to be started.
+struct Machine {
     series: Series,
-    mirrors: &Mirrors,
-    directory: &Path,
-    qemu: &Qemu,
-    pack: impl FnOnce(&Kernel) -> Result<Vec<u8>>,
-) -> Result<(String, Outcome)> {
-    let kernel = Kernel::fetch(series, mirrors, directory)?;
-    let initrd = directory.join("initrd");
-    fs::write(&initrd, pack(&kernel)?)
-        .with_context(|| format!("{} can't be written", initrd.display()))?;
-    eprintln!("xtask: starting a machine with kernel {}", kernel.release);
+    release: String,
+    image: PathBuf,
+    initrd: PathBuf,
+}
+
+/// How the tests went on a kernel.
+struct End {
+    release: String,
+    outcome: Outcome,
+    seconds: u64,
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let problem = self.outcome.problem().map(|problem| format!(": {problem}"));
+        let (release, summary) = (&self.release, self.outcome.summary());
+        write!(f, "kernel {release}: {summary}{} ({} s)", problem.unwrap_or_default(), self.seconds)
+    }
+}
+
+/// Runs the machines, as many at once as this one has processors: each keeps one busy.
+fn run_all(machines: &[Machine], qemu: &Qemu) -> Result<Vec<End>> {
+    let at_once = thread::available_parallelism().map_or(1, NonZero::get).min(machines.len());
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut ended = Vec::new();
+        while let Some(machine) = machines.get(next.fetch_add(1, Ordering::Relaxed)) {
+            ended.push(run_one(machine, qemu)?);
+        }
+        Ok(ended)
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(work)).collect();
+        let mut ended: Vec<End> = Vec::new();
+        for worker in workers {
+            let ends: Result<Vec<End>> =
+                worker.join().unwrap_or_else(|panic| panic::resume_unwind(panic));
+            ended.extend(ends?);
+        }
+        ended.sort_by_key(|end| machines.iter().position(|machine| machine.release == end.release));
+        Ok(ended)
+    })
+}
+
+fn run_one(machine: &Machine, qemu: &Qemu) -> Result<End> {
+    let start = Instant::now();
+    eprintln!("xtask: starting a machine with kernel {}", machine.release);
     let mut outcome = Outcome::default();
-    qemu.run(&kernel.image()?, &initrd, |line| {
-        println!("{}| {line}", series.name);
+    qemu.run(&machine.image, &machine.initrd, |line| {
+        println!("{}| {line}", machine.series.name);
         outcome.read(line);
     })?;
-    for omission in outcome.omissions() {
-        println!("kernel {} was not tested for {omission}", kernel.release);
-    }
-    Ok((kernel.release, outcome))
+    let release = machine.release.clone();
+    let end = End { release, outcome, seconds: start.elapsed().as_secs() };
+    println!("{end}");
+    Ok(end)
 }
