@@ -65,7 +65,10 @@ impl Protocol {
 pub type AddressBytes = [u8; 16];
 
 /// What was read from a packet. Which of the fields hold something is said by the [`Outcome`].
+///
+/// Aligned, since BPF reads and writes what is not aligned byte by byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, align(8))]
 pub struct Packet {
     pub source: AddressBytes,
     pub destination: AddressBytes,

@@ -196,7 +196,11 @@ pub fn at_edge<P: Rules>(outcome: Outcome, packet: &Packet, policy: &P) -> Decis
 #[inline(always)]
 pub fn at_socket<P: Rules>(packet: &Packet, socket_port: u16, policy: &P) -> Decision {
     let by_socket = guarded_port(packet, socket_port, policy);
-    let by_packet = guarded_port(packet, packet.port, policy);
+    let by_packet = if packet.port == socket_port {
+        None
+    } else {
+        guarded_port(packet, packet.port, policy)
+    };
     let (Some(first), second) = (by_socket.or(by_packet), by_packet) else {
         return Decision::NotOurs;
     };

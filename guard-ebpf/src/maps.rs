@@ -52,6 +52,10 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(EVENT_RING_BYTES, 0);
 #[map]
 pub static EXPLAINED: Array<Explained> = Array::with_max_entries(1, 0);
 
+/// A trie's key. What is not aligned is written byte by byte.
+#[repr(C, align(8))]
+struct AlignedKey(Key<SourceKey>);
+
 /// Nanoseconds since boot, time asleep included. Kernel 5.8.
 #[inline(always)]
 pub fn boot_ns() -> u64 {
@@ -181,11 +185,11 @@ impl Rules for InForce {
 
     #[inline(always)]
     fn lookup(&self, family: Family, address: &AddressBytes) -> SourceValue {
-        let key = SourceKey::new(self.slot, family, *address);
-        SOURCES
-            .get(Key::new(SourceKey::prefix_bits(family.bits()), key))
-            .copied()
-            .unwrap_or_default()
+        let key = AlignedKey(Key::new(
+            SourceKey::prefix_bits(family.bits()),
+            SourceKey::new(self.slot, family, *address),
+        ));
+        SOURCES.get(&key.0).copied().unwrap_or_default()
     }
 
     #[inline(always)]

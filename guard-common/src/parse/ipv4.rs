@@ -20,8 +20,8 @@ pub(super) fn read<R: Reader + ?Sized>(reader: &R, offset: usize, packet: &mut P
     };
     packet.family = Family::V4;
     packet.protocol = protocol;
-    packet.source = address([header[12], header[13], header[14], header[15]]);
-    packet.destination = address([header[16], header[17], header[18], header[19]]);
+    packet.source[..4].copy_from_slice(&header[12..16]);
+    packet.destination[..4].copy_from_slice(&header[16..20]);
 
     let header_words = usize::from(header[0] & 0x0f);
     if header[0] >> 4 != 4 || header_words < HEADER_BYTES / 4 {
@@ -33,14 +33,4 @@ pub(super) fn read<R: Reader + ?Sized>(reader: &R, offset: usize, packet: &mut P
     }
     let is_fragment = fragment & MORE_FRAGMENTS != 0;
     Next::Transport { offset: offset + header_words * 4, is_fragment }
-}
-
-#[inline(always)]
-const fn address(octets: [u8; 4]) -> [u8; 16] {
-    let mut bytes = [0; 16];
-    bytes[0] = octets[0];
-    bytes[1] = octets[1];
-    bytes[2] = octets[2];
-    bytes[3] = octets[3];
-    bytes
 }

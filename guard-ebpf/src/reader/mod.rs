@@ -3,7 +3,7 @@
 mod skb;
 mod xdp;
 
-use core::arch::asm;
+use core::{arch::asm, hint::assert_unchecked};
 
 use guard_common::packet::Packet;
 
@@ -27,6 +27,7 @@ pub fn whole(packet: &mut Packet) -> &mut Packet {
     // SAFETY: it moves a register to itself, so that the pointer is the same; the compiler must take it for one that others know.
     unsafe {
         asm!("{0} = {0}", inout(reg) pointer, options(nostack));
+        assert_unchecked(pointer.is_aligned());
         &mut *pointer
     }
 }

@@ -1,5 +1,7 @@
 //! The packet of a TCX or cgroup program, through the helper that also reads what is not linear.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_RECOMPUTE_CSUM, bpf_hdr_start_off::BPF_HDR_START_NET},
     helpers::generated::{
@@ -10,6 +12,10 @@ use guard_common::{
     parse::ETHERNET_BYTES,
     reader::{Reader, Writer},
 };
+
+/// What is not aligned is read byte by byte.
+#[repr(C, align(8))]
+struct Aligned<const N: usize>([u8; N]);
 
 /// An skb, read from its network header on.
 pub struct SkbReader {
@@ -99,8 +105,8 @@ impl Reader for SkbReader {
 
     #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        let mut bytes = [0; N];
-        // SAFETY: the helper writes at most `N` bytes, and fails where the packet ends before them.
+        let mut bytes = MaybeUninit::<Aligned<N>>::uninit();
+        // SAFETY: the helper writes `N` bytes, or fails where the packet ends before them.
         let result = unsafe {
             bpf_skb_load_bytes_relative(
                 self.skb.cast(),
@@ -110,7 +116,8 @@ impl Reader for SkbReader {
                 BPF_HDR_START_NET,
             )
         };
-        (result == 0).then_some(bytes)
+        // SAFETY: it has written all of them.
+        (result == 0).then(|| unsafe { bytes.assume_init() }.0)
     }
 }
 
@@ -143,12 +150,13 @@ impl Reader for SkbFromStart {
 
     #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        let mut bytes = [0; N];
-        // SAFETY: the helper writes at most `N` bytes, and fails where the packet ends before them.
+        let mut bytes = MaybeUninit::<Aligned<N>>::uninit();
+        // SAFETY: the helper writes `N` bytes, or fails where the packet ends before them.
         let result = unsafe {
             bpf_skb_load_bytes(self.skb.cast(), offset as u32, bytes.as_mut_ptr().cast(), N as u32)
         };
-        (result == 0).then_some(bytes)
+        // SAFETY: it has written all of them.
+        (result == 0).then(|| unsafe { bytes.assume_init() }.0)
     }
 }
 
