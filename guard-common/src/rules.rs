@@ -3,6 +3,7 @@
 use crate::{
     abi::{PortIndex, Ruling, SourceValue},
     packet::{AddressBytes, Family, Packet, Protocol},
+    verdict::Reason,
 };
 
 /// A compiled policy. One value answers for one packet: it stands for one whole policy throughout.
@@ -25,6 +26,20 @@ pub trait Rules {
     /// What holds now for this packet, whose source has this entry, at this guarded port. Where rules name interfaces,
     /// it goes by the one the packet came by.
     fn ruling(&self, packet: &Packet, value: SourceValue, port: PortIndex) -> Ruling;
+
+    /// A first look at a port: no for most that are not guarded, yes for each that is.
+    fn may_guard(&self, _protocol: Protocol, _port: u16) -> bool {
+        true
+    }
+
+    /// Why an equal packet was let in under this policy, where that lasts as long as the policy does and is still known.
+    /// `socket_port` is 0 where there is no socket.
+    fn remembered(&self, _packet: &Packet, _socket_port: u16) -> Option<Reason> {
+        None
+    }
+
+    /// Takes note of a packet that is let in, for [`Rules::remembered`].
+    fn remember(&self, _packet: &Packet, _socket_port: u16, _reason: Reason) {}
 
     /// Whether packets that would be dropped are only counted, now.
     fn observing(&self) -> bool;

@@ -143,10 +143,16 @@ pub fn from_outside<P: Rules>(outcome: Outcome, packet: &Packet, policy: &P) -> 
     match outcome {
         Outcome::NotOurs => Decision::NotOurs,
         Outcome::Whole | Outcome::Broken => {
+            if !policy.may_guard(packet.protocol, packet.port) {
+                return Decision::NotOurs;
+            }
+            if let Some(decision) = remembered(outcome, packet, 0, policy) {
+                return decision;
+            }
             let Some(port) = guarded_port(packet, packet.port, policy) else {
                 return Decision::NotOurs;
             };
-            decided(outcome, packet, port, policy)
+            kept(decided(outcome, packet, port, policy), packet, 0, policy)
         }
         Outcome::Undecidable(known) | Outcome::LaterFragment(known) => {
             undecided(Reason::Undecidable, known, packet, policy)
@@ -165,6 +171,12 @@ pub fn at_edge<P: Rules>(outcome: Outcome, packet: &Packet, policy: &P) -> Decis
     let (reason, known) = match outcome {
         Outcome::NotOurs | Outcome::LaterFragment(_) => return Decision::NotOurs,
         Outcome::Whole | Outcome::Broken => {
+            if !policy.may_guard(packet.protocol, packet.port) {
+                return Decision::NotOurs;
+            }
+            if let Some(decision) = remembered(outcome, packet, 0, policy) {
+                return decision;
+            }
             let Some(port) = guarded_port(packet, packet.port, policy) else {
                 return Decision::NotOurs;
             };
@@ -178,7 +190,7 @@ pub fn at_edge<P: Rules>(outcome: Outcome, packet: &Packet, policy: &P) -> Decis
             if matches!(outcome, Outcome::Broken) {
                 return stopped(Reason::Malformed, policy);
             }
-            return by_ruling(policy.ruling(packet, source, port), policy);
+            return kept(by_ruling(policy.ruling(packet, source, port), policy), packet, 0, policy);
         }
         Outcome::Undecidable(known) => (Reason::Undecidable, known),
         Outcome::Malformed(known) => (Reason::Malformed, known),
@@ -195,12 +207,22 @@ pub fn at_edge<P: Rules>(outcome: Outcome, packet: &Packet, policy: &P) -> Decis
 /// What comes by loopback is not asked about: no other way leads from an own address to an own address.
 #[inline(always)]
 pub fn at_socket<P: Rules>(packet: &Packet, socket_port: u16, policy: &P) -> Decision {
+    if !policy.may_guard(packet.protocol, socket_port)
+        && !policy.may_guard(packet.protocol, packet.port)
+    {
+        return Decision::NotOurs;
+    }
+    if let Some(decision) = remembered(Outcome::Whole, packet, socket_port, policy) {
+        return decision;
+    }
+    kept(by_both_ports(packet, socket_port, policy), packet, socket_port, policy)
+}
+
+#[inline(always)]
+fn by_both_ports<P: Rules>(packet: &Packet, socket_port: u16, policy: &P) -> Decision {
     let by_socket = guarded_port(packet, socket_port, policy);
-    let by_packet = if packet.port == socket_port {
-        None
-    } else {
-        guarded_port(packet, packet.port, policy)
-    };
+    let by_packet =
+        if packet.port == socket_port { None } else { guarded_port(packet, packet.port, policy) };
     let (Some(first), second) = (by_socket.or(by_packet), by_packet) else {
         return Decision::NotOurs;
     };
@@ -216,6 +238,40 @@ pub fn at_socket<P: Rules>(packet: &Packet, socket_port: u16, policy: &P) -> Dec
         ruling = policy.ruling(packet, value, second);
     }
     by_ruling(ruling, policy)
+}
+
+/// What was said of an equal packet, where that is known. One that is broken is equal to none; one that opens a connection
+/// goes through the tables, so that a flood of them does not pay for what is never found.
+#[inline(always)]
+fn remembered<P: Rules>(
+    outcome: Outcome,
+    packet: &Packet,
+    socket_port: u16,
+    policy: &P,
+) -> Option<Decision> {
+    if matches!(outcome, Outcome::Broken) || is_opening(packet) {
+        return None;
+    }
+    let reason = policy.remembered(packet, socket_port)?;
+    Some(Decision::Judged(Verdict::Pass, reason))
+}
+
+/// Whether it asks for a TCP connection (RFC 9293 section 3.1: SYN).
+#[inline(always)]
+fn is_opening(packet: &Packet) -> bool {
+    const SYN: u8 = 0x02;
+    packet.tcp_flags & SYN != 0
+}
+
+/// The decision, which is remembered where it lets the packet in.
+#[inline(always)]
+fn kept<P: Rules>(decision: Decision, packet: &Packet, socket_port: u16, policy: &P) -> Decision {
+    if let Decision::Judged(Verdict::Pass, reason) = decision
+        && !is_opening(packet)
+    {
+        policy.remember(packet, socket_port, reason);
+    }
+    decision
 }
 
 #[inline(always)]

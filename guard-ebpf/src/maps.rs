@@ -1,5 +1,7 @@
 //! All maps, and the compiled policy that they hold: the only access to them.
 
+use core::cell::Cell;
+
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     helpers::bpf_ktime_get_boot_ns,
@@ -10,13 +12,14 @@ use guard_common::{
     abi::{
         Budget, Counter, EVENT_RING_BYTES, EventCounter, Explained, FLAG_BACKSTOP, FLAG_FORWARDED,
         FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, FLAG_REJECT, FlowKey, InsideKey, LOOPBACK_IFINDEX,
-        Ladder, MAX_GUARDED_PORTS, MAX_INSIDE, MAX_LADDERS, MAX_SOURCES, MAX_TALLIES,
-        MAX_VIA_INDICES, MAX_VOUCHED, NO_END, POLICY_SLOTS, PORT_WORDS, PolicyHeader, PortIndex,
-        PortKey, PortValue, Ruling, SourceKey, SourceValue, Tally, TallyKey, VOUCH_INTERVAL_NS,
-        VOUCH_SPAN_NS, ViaKey, budget, counter_slots, port_word,
+        Ladder, MAX_GUARDED_PORTS, MAX_INSIDE, MAX_LADDERS, MAX_PASSED, MAX_SOURCES, MAX_TALLIES,
+        MAX_VIA_INDICES, MAX_VOUCHED, NO_END, POLICY_SLOTS, PORT_WORDS, Passed, PolicyHeader,
+        PortIndex, PortKey, PortValue, Ruling, SourceKey, SourceValue, Tally, TallyKey,
+        VOUCH_INTERVAL_NS, VOUCH_SPAN_NS, ViaKey, budget, counter_slots, port_word,
     },
     packet::{AddressBytes, Family, Packet, Protocol},
     rules::Rules,
+    verdict::{Hook, Reason},
 };
 
 #[map]
@@ -39,6 +42,8 @@ static INSIDE: HashMap<InsideKey, u32> =
 static VIAS: HashMap<ViaKey, u32> = HashMap::with_max_entries(MAX_VIA_INDICES, 0);
 #[map]
 static VOUCHED: LruHashMap<FlowKey, u64> = LruHashMap::with_max_entries(MAX_VOUCHED, 0);
+#[map]
+static PASSED: PerCpuArray<Passed> = PerCpuArray::with_max_entries(MAX_PASSED, 0);
 #[map]
 pub static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(counter_slots(), 0);
 #[map]
@@ -68,18 +73,20 @@ pub fn boot_ns() -> u64 {
 pub struct InForce {
     slot: u32,
     header: &'static PolicyHeader,
-    /// The backstop asks. A constant wherever it is looked at, so that no program has the other's paths.
-    is_at_socket: bool,
+    /// Which hook asks. A constant wherever it is looked at, so that no program has another's paths.
+    hook: Hook,
     /// The interface whose hook asks; 0 for the backstop.
     ifindex: u32,
+    /// What has been said of the packet holds as long as the policy is in force.
+    is_lasting: Cell<bool>,
 }
 
 impl InForce {
     /// For a packet that came by this interface. `None` until a policy has been put in force.
     #[inline(always)]
-    pub fn by(ifindex: u32) -> Option<Self> {
+    pub fn by(hook: Hook, ifindex: u32) -> Option<Self> {
         let (slot, header) = in_force()?;
-        Some(Self { slot, header, is_at_socket: false, ifindex })
+        Some(Self { slot, header, hook, ifindex, is_lasting: Cell::new(true) })
     }
 
     /// Whether only guests of this host send over an interface.
@@ -93,7 +100,18 @@ impl InForce {
     #[inline(always)]
     pub fn at_socket() -> Option<Self> {
         let (slot, header) = in_force()?;
-        Some(Self { slot, header, is_at_socket: true, ifindex: 0 })
+        Some(Self { slot, header, hook: Hook::Cgroup, ifindex: 0, is_lasting: Cell::new(true) })
+    }
+
+    #[inline(always)]
+    fn is_at_socket(&self) -> bool {
+        matches!(self.hook, Hook::Cgroup)
+    }
+
+    /// The packet, as this CPU remembers it.
+    #[inline(always)]
+    fn flow(&self, packet: &Packet, socket_port: u16) -> Passed {
+        Passed::of(packet, self.hook, self.ifindex, socket_port, self.header.generation)
     }
 
     /// A NIC's program is never attached to loopback, so this is a test run.
@@ -108,7 +126,7 @@ impl InForce {
         if self.header.columns <= 1 {
             return 0;
         }
-        if self.is_at_socket {
+        if self.is_at_socket() {
             return self.header.columns - 1;
         }
         let ifindex = if self.is_test_run() {
@@ -166,8 +184,7 @@ impl Rules for InForce {
         _address: &AddressBytes,
         port: u16,
     ) -> Option<PortIndex> {
-        let word = PORT_BITS.get(port_word(self.slot, protocol, port))?;
-        if word >> (port & 63) & 1 == 0 {
+        if !self.may_guard(protocol, port) {
             return None;
         }
         // SAFETY: this slot's entries are not written while a packet can hold it.
@@ -199,22 +216,56 @@ impl Rules for InForce {
         if index >= MAX_LADDERS {
             return Ruling::NoRule;
         }
-        let ruling = LADDERS
-            .get(self.slot * MAX_LADDERS + index)
-            .map_or(Ruling::NoRule, |ladder| ladder.at(boot_ns));
+        let ruling =
+            LADDERS.get(self.slot * MAX_LADDERS + index).map_or(Ruling::NoRule, |ladder| {
+                ladder.at(|| {
+                    self.is_lasting.set(false);
+                    boot_ns()
+                })
+            });
         if !value.is_by_interface() {
             return ruling;
         }
+        self.is_lasting.set(false);
         match ruling {
-            Ruling::Allow if !self.is_at_socket && !self.is_test_run() => {
+            Ruling::Allow if !self.is_at_socket() && !self.is_test_run() => {
                 vouch(FlowKey::of(packet, self.header.generation));
                 Ruling::Allow
             }
-            Ruling::Vouched if self.is_at_socket => {
+            Ruling::Vouched if self.is_at_socket() => {
                 let is_vouched_for = is_vouched_for(FlowKey::of(packet, self.header.generation));
                 if is_vouched_for { Ruling::Allow } else { Ruling::NoRule }
             }
             other => other,
+        }
+    }
+
+    #[inline(always)]
+    fn may_guard(&self, protocol: Protocol, port: u16) -> bool {
+        PORT_BITS
+            .get(port_word(self.slot, protocol, port))
+            .is_some_and(|word| word >> (port & 63) & 1 != 0)
+    }
+
+    #[inline(always)]
+    fn remembered(&self, packet: &Packet, socket_port: u16) -> Option<Reason> {
+        let flow = self.flow(packet, socket_port);
+        let held = PASSED.get_ptr(flow.place())?;
+        // SAFETY: the entry is this CPU's own. What interrupts this program may write it; see `Passed` for what then.
+        let held = unsafe { &*held };
+        // A test run stands for a packet on another interface than its own.
+        (held.is_same(&flow) && !self.is_test_run()).then(|| held.reason())
+    }
+
+    #[inline(always)]
+    fn remember(&self, packet: &Packet, socket_port: u16, reason: Reason) {
+        if !self.is_lasting.get() || self.is_test_run() {
+            return;
+        }
+        let flow = self.flow(packet, socket_port);
+        if let Some(place) = PASSED.get_ptr_mut(flow.place()) {
+            // SAFETY: as in `remembered`.
+            unsafe { *place = flow.because(reason) };
         }
     }
 

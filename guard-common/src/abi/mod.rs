@@ -14,6 +14,7 @@ mod event;
 mod key;
 #[cfg(test)]
 mod layout;
+mod passed;
 mod policy;
 mod stats;
 
@@ -21,6 +22,7 @@ pub use event::{EVENT_RING_BYTES, Event, Explained};
 pub use key::{
     FlowKey, InsideKey, MAX_VOUCHED, PortKey, SourceKey, VOUCH_INTERVAL_NS, VOUCH_SPAN_NS,
 };
+pub use passed::{MAX_PASSED, Passed};
 pub use policy::{
     FLAG_BACKSTOP, FLAG_FORWARDED, FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, FLAG_REJECT, Ladder,
     MAX_GUARDED_PORTS, MAX_INSIDE, MAX_LADDERS, MAX_SOURCES, MAX_VIA_INDICES, MAX_VIAS, NO_END,
@@ -74,6 +76,8 @@ pub mod map {
     /// `LruHashMap<FlowKey, u64>`: flows that a NIC's hook has let in by the interface they came by, and when it last said
     /// so, in nanoseconds of boot time.
     pub const VOUCHED: &str = "VOUCHED";
+    /// `PerCpuArray<Passed>`: flows that were let in a moment ago.
+    pub const PASSED: &str = "PASSED";
     /// `PerCpuArray<Counter>`, see `counter_index`.
     pub const COUNTERS: &str = "COUNTERS";
     /// `PerCpuArray<u64>`, see `EventCounter`.
@@ -88,7 +92,7 @@ pub mod map {
     pub const EXPLAINED: &str = "EXPLAINED";
 
     /// All of them: what is pinned.
-    pub const ALL: [&str; 15] = [
+    pub const ALL: [&str; 16] = [
         ACTIVE,
         POLICY,
         PORT_BITS,
@@ -98,6 +102,7 @@ pub mod map {
         INSIDE,
         VIAS,
         VOUCHED,
+        PASSED,
         COUNTERS,
         EVENT_COUNTERS,
         TALLIES,

@@ -1,7 +1,7 @@
 //! Lets aya copy the records to and from maps.
 
 use super::{
-    Budget, Counter, Event, Explained, FlowKey, InsideKey, Ladder, PolicyHeader, PortKey,
+    Budget, Counter, Event, Explained, FlowKey, InsideKey, Ladder, Passed, PolicyHeader, PortKey,
     PortValue, SourceKey, SourceValue, Step, Tally, TallyKey, ViaKey,
 };
 
@@ -23,6 +23,7 @@ pod!(
     FlowKey,
     InsideKey,
     Ladder,
+    Passed,
     PolicyHeader,
     PortKey,
     PortValue,

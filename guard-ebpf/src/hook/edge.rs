@@ -24,7 +24,9 @@ fn guard_edge(ctx: TcContext) -> i32 {
         return NEXT;
     }
     // Rules by interface go by the one it came in by.
-    let Some(policy) = InForce::by(if is_test_run { skb.ifindex() } else { came_in_by }) else {
+    let Some(policy) =
+        InForce::by(Hook::Edge, if is_test_run { skb.ifindex() } else { came_in_by })
+    else {
         return NEXT;
     };
     let mut packet = Packet::EMPTY;

@@ -21,7 +21,7 @@ pub(super) const NEXT: i32 = -1;
 #[classifier]
 fn guard_tcx(ctx: TcContext) -> i32 {
     let skb = SkbReader::new(ctx.skb.skb);
-    let Some(policy) = InForce::by(skb.ifindex()) else {
+    let Some(policy) = InForce::by(Hook::Tcx, skb.ifindex()) else {
         return NEXT;
     };
     let mut packet = Packet::EMPTY;

@@ -30,7 +30,7 @@ fn guard_xdp_plain(ctx: XdpContext) -> u32 {
 #[inline(always)]
 fn judge<const FORGETFUL: bool>(ctx: &XdpContext) -> u32 {
     let ifindex = ctx.ingress_ifindex() as u32;
-    let Some(policy) = InForce::by(ifindex) else {
+    let Some(policy) = InForce::by(Hook::Xdp, ifindex) else {
         return xdp_action::XDP_PASS;
     };
     let frame = FrameReader::<FORGETFUL>::new(ctx);
