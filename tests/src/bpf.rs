@@ -7,7 +7,7 @@ use std::{
 
 use rustix::{
     fs::{Mode, OFlags},
-    net::{AddressFamily, SocketType},
+    net::{AddressFamily, SocketType, sockopt::socket_acceptconn},
     process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open},
 };
 
@@ -61,7 +61,7 @@ pub fn look_up(machine: &Machine, port: u16, listener: &Listener) -> Attached {
     /// Of `local_port` in `struct bpf_sk_lookup`.
     const LOCAL_PORT: i16 = 60;
     let attached = machine.inside(|| {
-        let socket = only_socket_of(listener.pid())?;
+        let socket = listening_socket_of(listener.pid())?;
         let map = bpf(MAP_CREATE, &words(&[SOCKMAP, 4, 8, 1]))?;
         let (key, value) = (0_u32, u64::try_from(socket.as_raw_fd()).map_err(io::Error::other)?);
         let mut update = words(&[number(&map)?, 0]);
@@ -100,18 +100,25 @@ pub fn look_up(machine: &Machine, port: u16, listener: &Listener) -> Attached {
     attached.unwrap_or_else(|error| panic!("no program can look up sockets: {error}"))
 }
 
-fn only_socket_of(process: u32) -> io::Result<OwnedFd> {
-    let sockets = fs::read_dir(format!("/proc/{process}/fd"))?.filter_map(|entry| {
-        let path = entry.ok()?.path();
-        let is_socket = fs::read_link(&path).ok()?.to_str()?.starts_with("socket:");
-        is_socket.then(|| path.file_name()?.to_str()?.parse::<RawFd>().ok())?
-    });
-    let [socket] = sockets.collect::<Vec<_>>()[..] else {
-        return Err(io::Error::other("the listener does not have one socket"));
-    };
+/// The socket of a process that listens; others may be of connections that end just now.
+fn listening_socket_of(process: u32) -> io::Result<OwnedFd> {
     let pid = i32::try_from(process).ok().and_then(Pid::from_raw);
-    let process = pidfd_open(pid.ok_or(io::ErrorKind::NotFound)?, PidfdFlags::empty())?;
-    Ok(pidfd_getfd(process, socket, PidfdGetfdFlags::empty())?)
+    let pidfd = pidfd_open(pid.ok_or(io::ErrorKind::NotFound)?, PidfdFlags::empty())?;
+    for entry in fs::read_dir(format!("/proc/{process}/fd"))? {
+        let path = entry?.path();
+        if !fs::read_link(&path).is_ok_and(|target| target.to_string_lossy().starts_with("socket:"))
+        {
+            continue;
+        }
+        let number = path.file_name().and_then(|name| name.to_str()?.parse::<RawFd>().ok());
+        let socket = number.map(|number| pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty()));
+        if let Some(Ok(socket)) = socket
+            && socket_acceptconn(&socket)?
+        {
+            return Ok(socket);
+        }
+    }
+    Err(io::Error::other("none of its sockets listens"))
 }
 
 type Instruction = [u8; 8];
