@@ -1,7 +1,10 @@
 //! What ends by itself: rules with an end, and observing. Both end in the kernel, whether or not the daemon is alive.
 
+use std::time::Duration;
+
 use guard::control::Mode;
 use guard_tests::{
+    http,
     lab::{Lab, OLLAMA, SERVER},
     machine::Reply,
     on_each_hook,
@@ -37,6 +40,28 @@ fn an_allow_ends_without_the_daemon(attach: Attach) {
     until("the client is shut out again", || {
         lab.client.call(SERVER.v4_at(OLLAMA)) == Reply::Silent
     });
+}
+
+on_each_hook!(an_open_stream_falls_silent_with_its_allow_without_the_daemon);
+fn an_open_stream_falls_silent_with_its_allow_without_the_daemon(attach: Attach) {
+    let lab = Lab::new(&format!("an_open_stream_falls_silent {attach}"));
+    let _listener = lab.serve();
+    let guard = lab.start_guard(attach, "");
+
+    guard.tell(&["allow", "10.77.0.1", "--for", A_WHILE]);
+    let mut stream = lab.client.connect(SERVER.v4_at(OLLAMA));
+    guard.kill();
+    stream.set_read_timeout(Some(Duration::from_millis(800))).expect("a time limit");
+    // Again and again, so that it is no newcomer whose packets the end meets.
+    for _ in 0..3 {
+        http::ask(&mut stream).expect("an answer");
+    }
+    until("nothing is answered any more", || http::ask(&mut stream).is_err());
+    assert!(
+        guard.counted("cgroup", "drop", "no-rule")
+            + guard.counted(attach.hook(), "drop", "no-rule")
+            > 0
+    );
 }
 
 on_each_hook!(an_end_uncovers_the_rule_beneath, [native, tcx, socket]);
