@@ -223,18 +223,17 @@ fn by_both_ports<P: Rules>(packet: &Packet, socket_port: u16, policy: &P) -> Dec
     let by_socket = guarded_port(packet, socket_port, policy);
     let by_packet =
         if packet.port == socket_port { None } else { guarded_port(packet, packet.port, policy) };
-    let (Some(first), second) = (by_socket.or(by_packet), by_packet) else {
+    let Some(first) = by_socket.or(by_packet) else {
         return Decision::NotOurs;
     };
+    // The same again where there is no other: kernel 5.10 refuses a program that keeps what it has not set.
+    let second = by_packet.unwrap_or(first);
     let value = policy.lookup(packet.family, &packet.source);
     if value.is_own() && policy.lookup(packet.family, &packet.destination).is_own() {
         return stopped(Reason::Spoofed, policy);
     }
     let mut ruling = policy.ruling(packet, value, first);
-    if let Some(second) = second
-        && second != first
-        && matches!(ruling, Ruling::Allow | Ruling::Local)
-    {
+    if second != first && matches!(ruling, Ruling::Allow | Ruling::Local) {
         ruling = policy.ruling(packet, value, second);
     }
     by_ruling(ruling, policy)
