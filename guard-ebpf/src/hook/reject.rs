@@ -68,7 +68,7 @@ fn turn_frame(ctx: &XdpContext) -> Option<()> {
         ethertype::IPV6 => turn_start::<IPV6_BYTES>(ctx, ethertype::IPV6)?,
         _ => return None,
     };
-    let more = (end.wrapping_sub(FrameReader::<false>::new(ctx).len()) as u32).cast_signed();
+    let more = (end.wrapping_sub(FrameReader::new(ctx).len()) as u32).cast_signed();
     // SAFETY: the helper checks the length itself, and no pointer into the packet is used after it. What it may refuse
     // to cut off stays behind the answer's end, as padding.
     unsafe { bpf_xdp_adjust_tail(ctx.as_ptr().cast(), more) };

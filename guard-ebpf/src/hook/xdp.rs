@@ -17,23 +17,22 @@ use crate::{
 /// Takes frames of any size.
 #[xdp(frags)]
 fn guard_xdp(ctx: XdpContext) -> u32 {
-    judge::<false>(&ctx)
+    judge(&ctx)
 }
 
 /// The same for kernels below 5.18, which know no frames of several buffers: there no device gives it one.
 #[xdp]
 fn guard_xdp_plain(ctx: XdpContext) -> u32 {
-    judge::<true>(&ctx)
+    judge(&ctx)
 }
 
-/// For `FORGETFUL` see [`FrameReader`].
 #[inline(always)]
-fn judge<const FORGETFUL: bool>(ctx: &XdpContext) -> u32 {
+fn judge(ctx: &XdpContext) -> u32 {
     let ifindex = ctx.ingress_ifindex() as u32;
     let Some(policy) = InForce::by(Hook::Xdp, ifindex) else {
         return xdp_action::XDP_PASS;
     };
-    let frame = FrameReader::<FORGETFUL>::new(ctx);
+    let frame = FrameReader::new(ctx);
     let mut packet = Packet::EMPTY;
     let packet = reader::whole(&mut packet);
     let outcome = parse::frame(&frame, packet);

@@ -24,14 +24,14 @@ const _: () = {
 
 /// The linear part of a frame. Headers that reach past it, into a multi-buffer frame's fragments, read as cut short.
 ///
-/// Below kernel 5.11 the verifier forgets the bounds of a number that is kept on the stack (`check_stack_write` in
-/// `kernel/bpf/verifier.c`). With `FORGETFUL` it is reminded of an offset's before each read.
-pub struct FrameReader<const FORGETFUL: bool> {
+/// Older kernels' verifiers forget the bounds of a number that is kept on the stack (below 5.11 of each, on 6.1 still of some:
+/// `check_stack_write` in `kernel/bpf/verifier.c`), so they are reminded of an offset's before each read.
+pub struct FrameReader {
     start: usize,
     end: usize,
 }
 
-impl<const FORGETFUL: bool> FrameReader<FORGETFUL> {
+impl FrameReader {
     #[inline(always)]
     pub fn new(ctx: &XdpContext) -> Self {
         Self { start: ctx.data(), end: ctx.data_end() }
@@ -44,7 +44,7 @@ impl<const FORGETFUL: bool> FrameReader<FORGETFUL> {
     }
 }
 
-impl<const FORGETFUL: bool> Reader for FrameReader<FORGETFUL> {
+impl Reader for FrameReader {
     #[inline(always)]
     fn opaque(number: u32) -> u32 {
         super::opaque(number)
@@ -53,17 +53,15 @@ impl<const FORGETFUL: bool> Reader for FrameReader<FORGETFUL> {
     #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         let mut offset = offset;
-        if FORGETFUL {
-            // SAFETY: the instruction touches nothing but this register. It changes no number that the parser comes
-            // to, as is checked above, which is why a compiler that knew would leave it out.
-            unsafe {
-                asm!(
-                    "{offset} &= {last}",
-                    offset = inout(reg) offset,
-                    last = const LAST_OFFSET,
-                    options(pure, nomem, nostack),
-                );
-            }
+        // SAFETY: the instruction touches nothing but this register. It changes no number that the parser comes to, as
+        // is checked above, which is why a compiler that knew would leave it out.
+        unsafe {
+            asm!(
+                "{offset} &= {last}",
+                offset = inout(reg) offset,
+                last = const LAST_OFFSET,
+                options(pure, nomem, nostack),
+            );
         }
         // Written with `>`: kernels 5.8 and 5.9 mark the range wrongly for bounds with `>=`.
         if self.start + offset + N > self.end {
