@@ -27,6 +27,8 @@ pub enum Reply {
     Answered,
     /// The host was reached, and nobody listens there.
     Refused,
+    /// The connection was ended under way.
+    Reset,
     /// Nothing came back.
     Silent,
 }
@@ -276,6 +278,7 @@ fn reply(asked: io::Result<()>, to: SocketAddr) -> Reply {
     match asked.map_err(|error| (error.kind(), error)) {
         Ok(()) => Reply::Answered,
         Err((io::ErrorKind::ConnectionRefused, _)) => Reply::Refused,
+        Err((io::ErrorKind::ConnectionReset, _)) => Reply::Reset,
         Err((io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock, _)) => Reply::Silent,
         Err((_, error)) => panic!("a call to {to} failed in an unexpected way: {error}"),
     }

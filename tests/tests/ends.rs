@@ -9,11 +9,13 @@ use guard_tests::{
     machine::Reply,
     on_each_hook,
     product::Attach,
-    wait::until,
+    wait::{patience, until},
 };
 
-/// Long enough for a busy machine to make a call or two before it is over.
-const A_WHILE: &str = "5s";
+/// Long enough for this machine to make a call or two before it is over.
+fn a_while() -> String {
+    format!("{}s", (patience() / 6).as_secs())
+}
 
 on_each_hook!(an_allow_ends);
 fn an_allow_ends(attach: Attach) {
@@ -21,7 +23,7 @@ fn an_allow_ends(attach: Attach) {
     let _listener = lab.serve();
     let guard = lab.start_guard(attach, "");
 
-    guard.tell(&["allow", "10.77.0.1", "--for", A_WHILE]);
+    guard.tell(&["allow", "10.77.0.1", "--for", &a_while()]);
     lab.client.expect_answer(SERVER.v4_at(OLLAMA));
     until("the client is shut out again", || {
         lab.client.call(SERVER.v4_at(OLLAMA)) == Reply::Silent
@@ -34,7 +36,7 @@ fn an_allow_ends_without_the_daemon(attach: Attach) {
     let _listener = lab.serve();
     let guard = lab.start_guard(attach, "");
 
-    guard.tell(&["allow", "10.77.0.1", "--for", A_WHILE]);
+    guard.tell(&["allow", "10.77.0.1", "--for", &a_while()]);
     guard.kill();
     lab.client.expect_answer(SERVER.v4_at(OLLAMA));
     until("the client is shut out again", || {
@@ -48,7 +50,7 @@ fn an_open_stream_falls_silent_with_its_allow_without_the_daemon(attach: Attach)
     let _listener = lab.serve();
     let guard = lab.start_guard(attach, "");
 
-    guard.tell(&["allow", "10.77.0.1", "--for", A_WHILE]);
+    guard.tell(&["allow", "10.77.0.1", "--for", &a_while()]);
     let mut stream = lab.client.connect(SERVER.v4_at(OLLAMA));
     guard.kill();
     stream.set_read_timeout(Some(Duration::from_millis(800))).expect("a time limit");
@@ -71,7 +73,7 @@ fn an_end_uncovers_the_rule_beneath(attach: Attach) {
     let guard = lab.start_guard(attach, "");
 
     guard.tell(&["allow", "10.77.0.0/24"]);
-    guard.tell(&["deny", "10.77.0.1", "--for", A_WHILE]);
+    guard.tell(&["deny", "10.77.0.1", "--for", &a_while()]);
     lab.client.expect_silence(SERVER.v4_at(OLLAMA));
     guard.kill();
     until("the deny is over, and the allow beneath it holds", || {
@@ -86,7 +88,7 @@ fn a_wider_allow_does_not_outlive_its_own_end() {
     let guard = lab.start_guard(Attach::Tcx, "");
 
     guard.tell(&["deny", "10.77.0.0/16"]);
-    guard.tell(&["allow", "10.77.0.0/24", "--for", A_WHILE]);
+    guard.tell(&["allow", "10.77.0.0/24", "--for", &a_while()]);
     lab.client.expect_answer(SERVER.v4_at(OLLAMA));
     let denied = guard.counted("tcx", "drop", "denied");
     until("the wider deny holds again", || lab.client.call(SERVER.v4_at(OLLAMA)) == Reply::Silent);
@@ -140,7 +142,7 @@ fn observing_ends(attach: Attach) {
     let _listener = lab.serve();
     let guard = lab.start_guard(attach, "");
 
-    guard.tell(&["observe", "--for", A_WHILE]);
+    guard.tell(&["observe", "--for", &a_while()]);
     lab.client.expect_answer(SERVER.v4_at(OLLAMA));
     guard.kill();
     until("guard drops again, though nobody told it to", || {

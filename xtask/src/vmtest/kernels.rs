@@ -38,7 +38,7 @@ const CLOUD: &str = "-cloud-amd64";
 const WHOLE: &str = "-amd64";
 
 /// What the tests make networks of. What a kernel has built in, or not at all, is left out.
-const MODULES: [&str; 44] = [
+const MODULES: [&str; 46] = [
     "crc32c_generic",
     "veth",
     "bridge",
@@ -71,6 +71,8 @@ const MODULES: [&str; 44] = [
     "gcm",
     "ctr",
     "ghash_generic",
+    "jitterentropy_rng",
+    "drbg",
     "seqiv",
     "crypto_null",
     "nf_tables",
