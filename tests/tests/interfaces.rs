@@ -617,9 +617,10 @@ fn a_bridge_and_its_container_are_followed() {
     let class = |name: &str| interface(&guard.status(), name).map(|found| found.class);
     assert_eq!(class("br0").as_deref(), Some("local bridge"));
 
-    // A port that leads to other machines makes the bridge one of theirs, and its subnet nobody's.
-    lab.server
-        .ip("link add uplink link eth0 type macvlan mode bridge\nlink set uplink master br0\n");
+    // A port that leads to other machines makes the bridge one of theirs, and its subnet nobody's. A bridge has the lowest
+    // address of its ports': a highest one, so that the container need not learn another.
+    lab.server.ip("link add uplink link eth0 address fe:ff:ff:ff:ff:fe type macvlan mode bridge\n\
+         link set uplink master br0\n");
     until("the container is a stranger like any other on its network", || {
         BRIDGE.at(OLLAMA).into_iter().all(|server| container.call(server) == Reply::Silent)
     });
