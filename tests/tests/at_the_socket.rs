@@ -105,6 +105,18 @@ fn outsider(to: SocketAddr) -> SocketAddr {
     }
 }
 
+/// Has the server translate what this rule names, before it is routed.
+fn redirect(lab: &Lab, rule: &str) {
+    lab.server.nft(&format!(
+        "table inet elsewhere {{\n\
+           chain prerouting {{\n\
+             type nat hook prerouting priority dstnat;\n\
+             {rule};\n\
+           }}\n\
+         }}\n"
+    ));
+}
+
 on_each_hook!(a_redirected_port_is_no_way_in);
 fn a_redirected_port_is_no_way_in(attach: Attach) {
     if !command::is_installed("nft") {
@@ -113,14 +125,7 @@ fn a_redirected_port_is_no_way_in(attach: Attach) {
     }
     let lab = Lab::new(&format!("a_redirected_port_is_no_way_in {attach}"));
     let listener = lab.serve();
-    lab.server.nft(
-        "table inet elsewhere {\n\
-           chain prerouting {\n\
-             type nat hook prerouting priority dstnat;\n\
-             tcp dport 8080 redirect to :11434;\n\
-           }\n\
-         }\n",
-    );
+    redirect(&lab, "tcp dport 8080 redirect to :11434");
     let guard = lab.start_guard(attach, "");
     // It is only at the socket that the packet is for a guarded port.
     let rows = SERVER.at(8080).map(|to| Row::plain("redirected", to).at_the_nic(0, 0));
@@ -146,14 +151,7 @@ fn an_own_address_from_outside_is_spoofed_at_the_socket_too(attach: Attach) {
     let lab = Lab::new(&format!("an_own_address_from_outside {attach}"));
     let listener = lab.listen(&lab.server, Service::Echo, every_address(5353));
     // A NIC's hook sees another port than the guarded one.
-    lab.server.nft(
-        "table inet elsewhere {\n\
-           chain prerouting {\n\
-             type nat hook prerouting priority dstnat;\n\
-             udp dport 8080 redirect to :5353;\n\
-           }\n\
-         }\n",
-    );
+    redirect(&lab, "udp dport 8080 redirect to :5353");
     // The kernel would not take such a source of IPv4; of IPv6 it takes it.
     for interface in ["all", "eth0"] {
         lab.server.set_sysctl(&format!("net/ipv4/conf/{interface}/accept_local"), "1");
@@ -177,6 +175,8 @@ fn an_own_address_from_outside_is_spoofed_at_the_socket_too(attach: Attach) {
     guard.tell(&["observe"]);
     send();
     guard.expect_counted("cgroup", "would-drop", "spoofed", 2);
+    // Beside the two calls of the host's own.
+    until("they have come through", || listener.reached_by().len() == 4);
 }
 
 on_each_hook!(a_raw_socket_beside_changes_nothing);

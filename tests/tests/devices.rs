@@ -27,13 +27,16 @@ struct Path {
     /// Whether the server's answers find their way.
     answers: bool,
     entry: Entry,
-    /// What its devices live by.
-    _sessions: Vec<Session>,
 }
 
 enum Entry {
     Device(Outlet),
     Program(Tunnel),
+    /// Its devices live as long as both ends of the session.
+    Session {
+        outlet: Outlet,
+        _ends: [Session; 2],
+    },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -46,7 +49,7 @@ enum Families {
 impl Path {
     fn send(&self, packet: &[u8]) {
         match &self.entry {
-            Entry::Device(outlet) => outlet.send(packet),
+            Entry::Device(outlet) | Entry::Session { outlet, .. } => outlet.send(packet),
             Entry::Program(tunnel) => tunnel.send(packet),
         }
     }
@@ -217,14 +220,7 @@ fn tunnels(lab: &Lab) -> Vec<Path> {
         lab.server.ip(&addresses(&device, number, 2, kind.families));
         lab.client.ip(&addresses(&device, number, 1, kind.families));
         let entry = Entry::Device(Outlet::open(&lab.client, &device, server_mac(number)));
-        paths.push(Path {
-            name: kind.name,
-            number,
-            families: kind.families,
-            answers: true,
-            entry,
-            _sessions: Vec::new(),
-        });
+        paths.push(Path { name: kind.name, number, families: kind.families, answers: true, entry });
     }
     paths.extend(wireguard(lab, 20));
     paths.extend(tun(lab, 21));
@@ -237,14 +233,7 @@ fn tun(lab: &Lab, number: u8) -> Option<Path> {
         Ok(tunnel) => {
             lab.server.ip(&addresses("t21", number, 2, Families::Both));
             let entry = Entry::Program(tunnel);
-            Some(Path {
-                name: "tun",
-                number,
-                families: Families::Both,
-                answers: false,
-                entry,
-                _sessions: Vec::new(),
-            })
+            Some(Path { name: "tun", number, families: Families::Both, answers: false, entry })
         }
         Err(error) => {
             kernel::leave_out("tun", &error.to_string());
@@ -266,9 +255,9 @@ fn pppoe(lab: &Lab, number: u8) -> Option<Path> {
         .unwrap_or_else(|error| panic!("the session has no other end: {error}"));
     lab.server.ip(&addresses(&server.interface, number, 2, Families::Both));
     lab.client.ip(&addresses(&client.interface, number, 1, Families::Both));
-    let entry = Entry::Device(Outlet::open(&lab.client, &client.interface, server_mac(number)));
-    let _sessions = vec![server, client];
-    Some(Path { name: "PPPoE", number, families: Families::Both, answers: true, entry, _sessions })
+    let outlet = Outlet::open(&lab.client, &client.interface, server_mac(number));
+    let entry = Entry::Session { outlet, _ends: [server, client] };
+    Some(Path { name: "PPPoE", number, families: Families::Both, answers: true, entry })
 }
 
 fn wireguard(lab: &Lab, number: u8) -> Option<Path> {
@@ -315,14 +304,7 @@ fn wireguard(lab: &Lab, number: u8) -> Option<Path> {
         machine.ip(&addresses("t20", number, host, Families::Both));
     }
     let entry = Entry::Device(Outlet::open(&lab.client, "t20", server_mac(number)));
-    Some(Path {
-        name: "wireguard",
-        number,
-        families: Families::Both,
-        answers: true,
-        entry,
-        _sessions: Vec::new(),
-    })
+    Some(Path { name: "wireguard", number, families: Families::Both, answers: true, entry })
 }
 
 fn wg(arguments: &[&str], input: &str) -> String {
@@ -445,14 +427,7 @@ fn stacks(lab: &Lab) -> Vec<Path> {
             lab.server.ip(&addresses(&format!("s{i}"), number, 2, families));
         }
         let entry = Entry::Device(Outlet::open(&lab.client, &format!("s{i}"), server_mac(number)));
-        paths.push(Path {
-            name: stack.name,
-            number,
-            families,
-            answers: stack.answers,
-            entry,
-            _sessions: Vec::new(),
-        });
+        paths.push(Path { name: stack.name, number, families, answers: stack.answers, entry });
     }
     paths
 }

@@ -31,7 +31,7 @@ pub mod ethertype {
     pub const VLAN_SERVICE: u16 = 0x88a8;
 }
 
-/// Reads an Ethernet frame.
+/// Reads an Ethernet frame into a packet that is [`Packet::EMPTY`].
 #[inline(always)]
 pub fn frame<R: Reader + ?Sized>(reader: &R, packet: &mut Packet) -> Outcome {
     let Some(kind) = reader.read::<2>(ETHERNET_BYTES - 2) else {
@@ -40,7 +40,8 @@ pub fn frame<R: Reader + ?Sized>(reader: &R, packet: &mut Packet) -> Outcome {
     network(reader, u16::from_be_bytes(kind), ETHERNET_BYTES, packet)
 }
 
-/// Reads a packet whose network header, of this `EtherType`, stands at `offset`.
+/// Reads a packet whose network header, of this `EtherType`, stands at `offset`, into one that is [`Packet::EMPTY`]: of an IPv4
+/// address only the four bytes are written.
 ///
 /// VLAN tags may still stand there: a hook behind the kernel's untagging sees the inner of two tags so.
 #[inline(always)]

@@ -1,11 +1,16 @@
-use std::{collections::HashSet, net::IpAddr, vec::Vec};
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashSet,
+    net::IpAddr,
+    vec::Vec,
+};
 
 use proptest::{prelude::*, sample::select};
 
 use super::*;
 use crate::{
-    abi::NO_END,
-    model::{self, Action, Kind, Place, Policy, Port, Prefix, Rule},
+    abi::{NO_END, Passed},
+    model::{self, About, Action, Kind, Place, Policy, Port, Prefix, Rule},
 };
 
 const TCP_11434: Port = Port { protocol: Protocol::Tcp, number: 11_434 };
@@ -792,6 +797,97 @@ impl Host {
     }
 }
 
+/// What hooks have let in, and how often a source was looked up.
+#[derive(Debug, Default)]
+struct Memory {
+    passed: RefCell<Vec<Passed>>,
+    lookups: Cell<usize>,
+}
+
+/// A policy that remembers, as the kernel programs' do.
+struct Remembering<'a> {
+    about: About<'a>,
+    hook: Hook,
+    memory: &'a Memory,
+}
+
+impl Remembering<'_> {
+    fn flow(&self, packet: &Packet, socket_port: u16) -> Passed {
+        Passed::of(packet, self.hook, 2, socket_port, 7)
+    }
+}
+
+impl Rules for Remembering<'_> {
+    fn guarded(
+        &self,
+        protocol: Protocol,
+        family: Family,
+        address: &AddressBytes,
+        port: u16,
+    ) -> Option<PortIndex> {
+        self.about.guarded(protocol, family, address, port)
+    }
+
+    fn guards(&self, protocol: Protocol) -> bool {
+        self.about.guards(protocol)
+    }
+
+    fn lookup(&self, family: Family, address: &AddressBytes) -> SourceValue {
+        self.memory.lookups.set(self.memory.lookups.get() + 1);
+        self.about.lookup(family, address)
+    }
+
+    fn ruling(&self, packet: &Packet, value: SourceValue, port: PortIndex) -> Ruling {
+        self.about.ruling(packet, value, port)
+    }
+
+    fn remembered(&self, packet: &Packet, socket_port: u16) -> Option<Reason> {
+        let flow = self.flow(packet, socket_port);
+        self.memory.passed.borrow().iter().find(|held| held.is_same(&flow)).map(Passed::reason)
+    }
+
+    fn remember(&self, packet: &Packet, socket_port: u16, reason: Reason) {
+        self.memory.passed.borrow_mut().push(self.flow(packet, socket_port).because(reason));
+    }
+
+    fn observing(&self) -> bool {
+        self.about.observing()
+    }
+
+    fn guards_forwarded(&self) -> bool {
+        self.about.guards_forwarded()
+    }
+
+    fn has_backstop(&self) -> bool {
+        self.about.has_backstop()
+    }
+}
+
+#[test]
+fn only_what_is_let_in_and_opens_no_connection_is_remembered() {
+    const SYN: u8 = 0x02;
+    const ACK: u8 = 0x10;
+    let (host, memory) = (host(), Memory::default());
+    let policy = host.policy();
+    let lookups = |source: &str, tcp_flags: u8, outcome: Outcome| {
+        let before = memory.lookups.get();
+        let packet = Packet { tcp_flags, ..packet(source, OWN4) };
+        let about = policy.about(&packet);
+        from_outside(outcome, &packet, &Remembering { about, hook: Hook::Tcx, memory: &memory });
+        memory.lookups.get() - before
+    };
+    for _ in 0..2 {
+        assert!(lookups("192.0.2.7", SYN, Outcome::Whole) > 0);
+    }
+    assert!(lookups("192.0.2.7", ACK, Outcome::Whole) > 0);
+    assert_eq!(lookups("192.0.2.7", ACK, Outcome::Whole), 0);
+    assert!(lookups("192.0.2.7", SYN, Outcome::Whole) > 0);
+    assert!(lookups("192.0.2.7", ACK, Outcome::Broken) > 0);
+    for _ in 0..2 {
+        assert!(lookups("203.0.113.9", ACK, Outcome::Whole) > 0);
+    }
+}
+
 /// Where [`Host::policy`] judges.
 const ON_ETH0: Place = Place::Interface(ETH0);
 
@@ -837,6 +933,34 @@ proptest! {
                 prop_assert_eq!(passes, judged.iter().all(lets_in));
                 prop_assert!(judged.iter().any(|ruling| said(*ruling, switches[0]) == decision));
             }
+        }
+    }
+
+    /// Whoever remembers whom it has let in says what it would say without.
+    #[test]
+    fn memory_changes_no_decision(
+        (host, now_ns, switches) in any_host(),
+        packets in proptest::collection::vec((any_packet(), any_outcome(), select(&[0, 2, 16])), 1..12),
+        socket_port in select(&[8_080, 11_434, 53, 443]),
+    ) {
+        let policy = host.policy_at(now_ns, switches);
+        let at_a_socket = Policy { place: Place::Socket { vouched: false }, ..policy };
+        let memory = Memory::default();
+        for (packet, outcome, tcp_flags) in packets.iter().chain(&packets) {
+            let packet = Packet { tcp_flags: *tcp_flags, ..*packet };
+            let with = |policy, hook| Remembering { about: policy, hook, memory: &memory };
+            prop_assert_eq!(
+                from_outside(*outcome, &packet, &with(policy.about(&packet), Hook::Tcx)),
+                outside(*outcome, &packet, &policy)
+            );
+            prop_assert_eq!(
+                at_edge(*outcome, &packet, &with(policy.about(&packet), Hook::Edge)),
+                edge(*outcome, &packet, &policy)
+            );
+            prop_assert_eq!(
+                at_socket(&packet, socket_port, &with(at_a_socket.about(&packet), Hook::Cgroup)),
+                socket(&packet, socket_port, &policy)
+            );
         }
     }
 
