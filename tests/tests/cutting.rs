@@ -400,10 +400,11 @@ fn a_connected_udp_socket_is_cut_loose() {
     let lab = Lab::new("a_connected_udp_socket_is_cut_loose");
     // An IPv6 socket shows its IPv4 peer as mapped.
     let mapped = SocketAddr::from((CLIENT.v4.to_ipv6_mapped(), 4242));
+    // A port each: a test beside this one may be between fork and exec, and hold a copy of the socket before.
     for (at, client) in [
         (SERVER.v4_at(5353), CLIENT.v4_at(4242)),
-        (SERVER.v6_at(5353), CLIENT.v6_at(4242)),
-        (every_address(5353), mapped),
+        (SERVER.v6_at(5354), CLIENT.v6_at(4242)),
+        (every_address(5355), mapped),
     ] {
         let connected = lab.server.inside(|| -> std::io::Result<UdpSocket> {
             let socket = UdpSocket::bind(at)?;
@@ -412,7 +413,7 @@ fn a_connected_udp_socket_is_cut_loose() {
             Ok(socket)
         });
         let socket = connected.unwrap_or_else(|error| panic!("{at}: {error}"));
-        let guard = lab.guard(Attach::Tcx, "ports = [\"udp/5353\"]");
+        let guard = lab.guard(Attach::Tcx, &format!("ports = [\"udp/{}\"]", at.port()));
         guard.start_with(&["--yes"]);
 
         let received = socket.recv(&mut [0; 16]).map_err(|error| error.kind());
