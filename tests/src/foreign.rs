@@ -3,10 +3,12 @@
 use std::{
     collections::BTreeSet,
     ffi::CString,
-    fs, io, mem,
+    fs,
+    io::{self, BufRead, BufReader, Read as _},
+    mem,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command, Stdio},
 };
 
 use aya::{
@@ -135,6 +137,57 @@ impl Foreign {
         let told = info_of(self.program.as_fd(), &mut info);
         assert!(told.is_ok(), "the kernel does not know its own program: {told:?}");
         info.id
+    }
+}
+
+/// The filter of xdp-tools on an interface, behind what libxdp makes of the slot. It is taken off when this is dropped.
+#[derive(Debug)]
+pub struct XdpFilter {
+    /// Lives as long as its standard input: its pins are in a /sys/fs/bpf of its own.
+    session: Child,
+}
+
+impl XdpFilter {
+    /// What may then stand in the slot: libxdp's dispatcher, or the filter itself where the kernel lets no program replace
+    /// a function of another (`BPF_PROG_TYPE_EXT`).
+    pub const IN_THE_SLOT: [&str; 2] = ["xdp_dispatcher", "xdpfilt_alw_all"];
+
+    /// A filter that drops what is sent to this port, and passes everything else.
+    ///
+    /// # Errors
+    /// What `xdp-filter` said.
+    #[track_caller]
+    pub fn on(machine: &Machine, interface: &str, port: u16) -> Result<Self, String> {
+        let script = "mount -t bpf bpf /sys/fs/bpf\n\
+            xdp-filter load --mode native --policy allow \"$1\"\n\
+            xdp-filter port --proto tcp --mode dst \"$2\"\n\
+            echo filters\n\
+            read -r _ || xdp-filter unload \"$1\"\n";
+        let mut session = Command::new("nsenter")
+            .arg(format!("--net={}", machine.netns_path().display()))
+            .args(["unshare", "--mount", "sh", "-ec", script, "sh", interface, &port.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("`nsenter` could not be started: {error}"));
+        let said = session.stdout.take().map(BufReader::new).into_iter().flat_map(BufRead::lines);
+        if said.map_while(Result::ok).any(|line| line == "filters") {
+            return Ok(Self { session });
+        }
+        let mut why = String::new();
+        // Without a reason it has failed all the same.
+        let _ = session.stderr.take().map(|mut stderr| stderr.read_to_string(&mut why));
+        let _ = session.wait();
+        Err(why)
+    }
+}
+
+impl Drop for XdpFilter {
+    fn drop(&mut self) {
+        drop(self.session.stdin.take());
+        // What it left, if anything, goes with the lab's interface.
+        let _ = self.session.wait();
     }
 }
 

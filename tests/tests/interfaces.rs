@@ -17,7 +17,10 @@ use guard::{
 };
 use guard_tests::{
     command,
-    foreign::{Foreign, TCX_NEXT, TCX_PASS, detach_guard, detach_oldest, guard_links, xdp_off},
+    foreign::{
+        Foreign, TCX_NEXT, TCX_PASS, XdpFilter, detach_guard, detach_oldest, guard_links, xdp_off,
+    },
+    kernel,
     lab::{
         BRIDGE, CLIENT, CONTAINER, Lab, NEIGHBOUR, OLLAMA, SERVER, SERVER_TO_NEIGHBOUR,
         every_address,
@@ -412,6 +415,40 @@ fn an_xdp_link_of_anothers_is_not_evicted_either() {
     assert!(theirs.runs() > runs);
     assert!(guard.counted("tcx", "drop", "no-rule") >= 2, "{:#?}", guard.status());
     assert!(listener.reached_by().is_empty(), "{:?}", listener.reached_by());
+}
+
+#[test]
+fn a_filter_of_xdp_tools_goes_on_filtering() {
+    if !command::is_installed("xdp-filter") {
+        return kernel::skip("a_filter_of_xdp_tools", "`xdp-filter` is not installed");
+    }
+    let lab = Lab::new("a_filter_of_xdp_tools_goes_on_filtering");
+    let listener = lab.serve();
+    let _web = lab.listen(&lab.server, Service::Http, every_address(8080));
+    let _filtered = lab.listen(&lab.server, Service::Http, every_address(8081));
+    let filter = XdpFilter::on(&lab.server, "eth0", 8081);
+    let filter = filter.unwrap_or_else(|why| panic!("xdp-filter: {why}"));
+    let guard = lab.guard(Attach::Native, "");
+    guard.start_expecting(if kernel::has_tcx() { "tcx" } else { "clsact" });
+
+    let note = interface(&guard.status(), "eth0").and_then(|eth0| eth0.note).unwrap_or_default();
+    let theirs = XdpFilter::IN_THE_SLOT.into_iter().find(|name| note.contains(name));
+    let theirs = theirs.unwrap_or_else(|| panic!("the filter's program is not in `{note}`"));
+    kernel::tell(&format!("xdp-tools: {theirs} is in the slot"));
+    for server in SERVER.at(OLLAMA) {
+        lab.client.expect_silence(server);
+    }
+    for (web, filtered) in SERVER.at(8080).into_iter().zip(SERVER.at(8081)) {
+        lab.client.expect_answer(web);
+        lab.client.expect_silence(filtered);
+    }
+    assert!(guard.counted("tcx", "drop", "no-rule") >= 2, "{:#?}", guard.status());
+    assert!(listener.reached_by().is_empty(), "{:?}", listener.reached_by());
+
+    drop(filter);
+    wait_until_covered(&guard, "eth0", Attach::Native);
+    assert!(XdpFilter::on(&lab.server, "eth0", 8081).is_err());
+    assert!(covered(&guard.status(), "eth0", "xdp native"), "{:#?}", guard.status());
 }
 
 #[test]

@@ -18,6 +18,10 @@ use crate::{
 const PROGRAMS: [&str; 10] =
     ["ip", "nft", "nsenter", "setpriv", "unshare", "sh", "mount", "umount", "mkdir", "wg"];
 
+/// A filter of somebody else's that a test meets where this machine has it, and where that looks for its objects.
+const FILTER: &str = "xdp-filter";
+const FILTER_OBJECTS: &str = "/usr/lib/x86_64-linux-gnu/bpf";
+
 const GUARD: &str = "/guard";
 const TESTS: &str = "/tests";
 const MODULES: &str = "/modules";
@@ -89,6 +93,15 @@ pub fn pack(
         let path = find_program(name).with_context(|| format!("`{name}` is not installed"))?;
         add_program(&mut archive, &path, &format!("/bin/{name}"))?;
     }
+    if let Some(path) = find_program(FILTER) {
+        add_program(&mut archive, &path, &format!("/bin/{FILTER}"))?;
+        let objects = fs::read_dir(FILTER_OBJECTS)
+            .with_context(|| format!("{FILTER} is installed without {FILTER_OBJECTS}"))?;
+        for object in objects {
+            let path = object.context("a directory can't be read to its end")?.path();
+            archive.add(&path, read(&path)?)?;
+        }
+    }
     add_stripped(workspace, &mut archive, &built.binary, GUARD)?;
     for (name, path) in &tests.helpers {
         add_stripped(workspace, &mut archive, path, &format!("{TESTS}/{name}"))?;
@@ -139,8 +152,6 @@ fn add_stripped(
 
 /// Adds a program, and the libraries that it is linked to, at the paths where it looks for them.
 fn add_program(archive: &mut Archive, path: &Path, place: &str) -> Result<()> {
-    let read =
-        |path: &Path| fs::read(path).with_context(|| format!("{} can't be read", path.display()));
     archive.add(Path::new(place), read(path)?)?;
     // Of a program that is linked to nothing, `ldd` says so by failing.
     let libraries = answer(without_cargo_variables("ldd").arg(path)).unwrap_or_default();
@@ -150,6 +161,10 @@ fn add_program(archive: &mut Archive, path: &Path, place: &str) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("{} can't be read", path.display()))
 }
 
 /// The file that a line of `ldd` names: `libc.so.6 => /lib/libc.so.6 (0x…)`, or the loader's, which stands alone.

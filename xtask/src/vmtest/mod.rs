@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// What runs on each kernel: every program loads and attaches, and packets meet what was promised.
-const SELECTION: [(&str, &[&str]); 6] = [
+const SELECTION: [(&str, &[&str]); 7] = [
     ("verdict_in_kernel", &["the_verifier_has_little_to_do"]),
     (
         "access",
@@ -55,6 +55,7 @@ const SELECTION: [(&str, &[&str]); 6] = [
         ],
     ),
     ("ends", &["an_allow_ends::clsact", "an_allow_ends::native", "observing_ends::clsact"]),
+    ("interfaces", &["a_filter_of_xdp_tools_goes_on_filtering"]),
     ("devices", &[]),
     ("ipsec", &[]),
 ];
