@@ -1,14 +1,15 @@
 //! What guard's kernel programs and its control plane share: the records that cross the boundary
 //! between them, the packet parser, and the verdict.
 //!
-//! Everything here is pure, `no_std` and free of allocation, so that the same code runs in the
-//! kernel and in an ordinary unit test. A packet's path through this crate is one line:
+//! Everything here is pure and, but for what builds the source table (feature `user`), `no_std` and free of allocation, so
+//! that the same code runs in the kernel and in an ordinary unit test. A packet's path through this crate is one line:
 //! a [`reader::Reader`] over the hook's packet → [`parse`] → [`packet::Packet`] →
 //! [`verdict`] (asking [`rules::Rules`]) → a [`verdict::Decision`].
 //!
-//! [`reset`] turns a packet that is rejected into its answer.
+//! [`sources`] is the table that says what a policy holds for an address. [`reset`] turns a packet that is rejected into its
+//! answer.
 //!
-//! Who may import whom, an arrow for "imports": `verdict` → `rules` → `abi` → `packet`; `parse` → `reader`,
+//! Who may import whom, an arrow for "imports": `verdict` → `rules` → `abi` → `packet`; `sources` → `abi`, `packet`; `parse` → `reader`,
 //! `packet`; `reset` → `parse`, `reader`. Of `verdict`, `abi` knows only the numbers that packets are counted by.
 //!
 //! # The verifier
@@ -19,14 +20,14 @@
 //!
 //! # Features
 //!
-//! - `user`: implements aya's `Pod` for the records, for the crate that reads and writes the maps.
+//! - `user`: what builds the source table, and aya's `Pod` for the records: for the crate that writes and reads the maps.
 //! - `model`: `model`, the rules answered by a plain scan over lists, for tests of what compiles them.
 //! - `against-etherparse`: `parse::against_etherparse`, the parser compared with another, for tests and fuzzing.
 
 #![no_std]
 #![deny(unsafe_code)]
 
-#[cfg(any(test, feature = "against-etherparse"))]
+#[cfg(any(test, feature = "user", feature = "against-etherparse"))]
 extern crate std;
 
 pub mod abi;
@@ -37,4 +38,5 @@ pub mod parse;
 pub mod reader;
 pub mod reset;
 pub mod rules;
+pub mod sources;
 pub mod verdict;

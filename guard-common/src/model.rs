@@ -219,13 +219,7 @@ pub struct About<'a> {
 }
 
 impl Rules for About<'_> {
-    fn guarded(
-        &self,
-        protocol: Protocol,
-        _family: Family,
-        _address: &AddressBytes,
-        port: u16,
-    ) -> Option<PortIndex> {
+    fn guarded(&self, protocol: Protocol, port: u16) -> Option<PortIndex> {
         let wanted = Port { protocol, number: port };
         (0..).zip(self.policy.ports).find(|(_, port)| **port == wanted).map(|(index, _)| index)
     }
@@ -247,14 +241,12 @@ impl Rules for About<'_> {
         let is_local = self.policy.local.iter().any(|prefix| prefix.covers(family, address));
         let is_own = self.policy.own.iter().any(|prefix| prefix.covers(family, address));
         let flags = [(is_local, SOURCE_LOCAL), (is_own, SOURCE_OWN)];
-        SourceValue {
-            row,
-            flags: flags.iter().filter(|(holds, _)| *holds).fold(0, |all, (_, flag)| all | flag),
-        }
+        let flags = flags.iter().filter(|(holds, _)| *holds).fold(0, |all, (_, flag)| all | flag);
+        SourceValue::new(row, flags)
     }
 
     fn ruling(&self, _packet: &Packet, value: SourceValue, port: PortIndex) -> Ruling {
-        let address = match value.row {
+        let address = match value.row() {
             1 => &self.packet.source,
             2 => &self.packet.destination,
             _ => return Ruling::NoRule,

@@ -8,14 +8,8 @@ use crate::{
 
 /// A compiled policy. One value answers for one packet: it stands for one whole policy throughout.
 pub trait Rules {
-    /// The index of this guarded port, or `None` when the port is not guarded at that address.
-    fn guarded(
-        &self,
-        protocol: Protocol,
-        family: Family,
-        address: &AddressBytes,
-        port: u16,
-    ) -> Option<PortIndex>;
+    /// The index of the guarded port whose rules hold at this port, or `None` when it is not guarded.
+    fn guarded(&self, protocol: Protocol, port: u16) -> Option<PortIndex>;
 
     /// Whether any port of this protocol is guarded.
     fn guards(&self, protocol: Protocol) -> bool;

@@ -275,7 +275,7 @@ fn kept<P: Rules>(decision: Decision, packet: &Packet, socket_port: u16, policy:
 
 #[inline(always)]
 fn guarded_port<P: Rules>(packet: &Packet, port: u16, policy: &P) -> Option<PortIndex> {
-    policy.guarded(packet.protocol, packet.family, &packet.destination, port)
+    policy.guarded(packet.protocol, port)
 }
 
 /// A packet to a guarded port.

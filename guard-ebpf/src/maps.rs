@@ -3,22 +3,24 @@
 use core::cell::Cell;
 
 use aya_ebpf::{
-    bindings::BPF_F_NO_PREALLOC,
-    helpers::bpf_ktime_get_boot_ns,
-    macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key},
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    btf_maps,
+    helpers::{bpf_jiffies64, bpf_ktime_get_boot_ns},
+    macros::{btf_map, map},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use guard_common::{
     abi::{
         Budget, Counter, EVENT_RING_BYTES, EventCounter, Explained, FLAG_BACKSTOP, FLAG_FORWARDED,
         FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, FLAG_REJECT, FlowKey, InsideKey, LOOPBACK_IFINDEX,
-        Ladder, MAX_GUARDED_PORTS, MAX_INSIDE, MAX_LADDERS, MAX_PASSED, MAX_SOURCES, MAX_TALLIES,
-        MAX_VIA_INDICES, MAX_VOUCHED, NO_END, POLICY_SLOTS, PORT_WORDS, Passed, PolicyHeader,
-        PortIndex, PortKey, PortValue, Ruling, SourceKey, SourceValue, Tally, TallyKey,
-        VOUCH_INTERVAL_NS, VOUCH_SPAN_NS, ViaKey, budget, counter_slots, port_word,
+        Ladder, MAX_INSIDE, MAX_LADDERS, MAX_PASSED, MAX_TALLIES, MAX_VIA_INDICES, MAX_VOUCHED,
+        NO_END, POLICY_SLOTS, PORT_ALIAS, PORT_WORDS, Passed, PolicyHeader, PortIndex, PortIndices,
+        Ruling, Sampler, SourceValue, Tally, TallyKey, VOUCH_INTERVAL_NS, VOUCH_SPAN_NS, ViaKey,
+        budget, counter_slots, port_word,
     },
     packet::{AddressBytes, Family, Packet, Protocol},
     rules::Rules,
+    sources::{self, LINES_PER_PAGE, Line, Lines, MAX_CHUNKS, PAGES_PER_CHUNK, Page},
     verdict::{Hook, Reason},
 };
 
@@ -29,10 +31,10 @@ static POLICY: Array<PolicyHeader> = Array::with_max_entries(POLICY_SLOTS, 0);
 #[map]
 static PORT_BITS: Array<u64> = Array::with_max_entries(POLICY_SLOTS * 2 * PORT_WORDS, 0);
 #[map]
-static PORTS: HashMap<PortKey, PortValue> =
-    HashMap::with_max_entries(POLICY_SLOTS * MAX_GUARDED_PORTS, 0);
-#[map]
-static SOURCES: LpmTrie<SourceKey, SourceValue> = LpmTrie::with_max_entries(MAX_SOURCES, 0);
+static PORT_INDICES: Array<PortIndices> = Array::with_max_entries(POLICY_SLOTS * 2 * PORT_WORDS, 0);
+#[btf_map]
+static SOURCES: btf_maps::ArrayOfMaps<Chunk, { (POLICY_SLOTS * MAX_CHUNKS) as usize }> =
+    btf_maps::ArrayOfMaps::new();
 #[map]
 static LADDERS: Array<Ladder> = Array::with_max_entries(POLICY_SLOTS * MAX_LADDERS, 0);
 #[map]
@@ -51,21 +53,31 @@ pub static EVENT_COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Even
 #[map]
 pub static TALLIES: LruHashMap<TallyKey, Tally> = LruHashMap::with_max_entries(MAX_TALLIES, 0);
 #[map]
+pub static SAMPLERS: PerCpuArray<Sampler> =
+    PerCpuArray::with_max_entries(Hook::ALL.len() as u32, 0);
+#[map]
 pub static BUDGET: PerCpuArray<Budget> = PerCpuArray::with_max_entries(budget::COUNT, 0);
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(EVENT_RING_BYTES, 0);
 #[map]
 pub static EXPLAINED: Array<Explained> = Array::with_max_entries(1, 0);
 
-/// A trie's key. What is not aligned is written byte by byte.
-#[repr(C, align(8))]
-struct AlignedKey(Key<SourceKey>);
+/// All chunks have one size, so that the kernel puts the look into one in line, and begin at a page (`BPF_F_MMAPABLE`,
+/// kernel 5.5), so that a line is a cache line.
+type Chunk = btf_maps::Array<Page, { PAGES_PER_CHUNK as usize }, { BPF_F_MMAPABLE as usize }>;
 
 /// Nanoseconds since boot, time asleep included. Kernel 5.8.
 #[inline(always)]
 pub fn boot_ns() -> u64 {
     // SAFETY: the helper takes nothing and only reads a clock.
     unsafe { bpf_ktime_get_boot_ns() }
+}
+
+/// The kernel's coarse clock: a load, no call (`do_misc_fixups` in `kernel/bpf/verifier.c`). Kernel 5.5.
+#[inline(always)]
+pub fn jiffies() -> u64 {
+    // SAFETY: the helper takes nothing and only reads a clock.
+    unsafe { bpf_jiffies64() }
 }
 
 /// The policy in force when a packet came in. The slot is chosen once, so that no packet is judged by two policies;
@@ -175,21 +187,42 @@ fn is_vouched_for(key: FlowKey) -> bool {
         .is_some_and(|last_ns| boot_ns().saturating_sub(*last_ns) < VOUCH_SPAN_NS)
 }
 
+/// The source table of a slot.
+struct Slot(u32);
+
+impl Lines for Slot {
+    #[inline(always)]
+    fn line(&self, number: u32) -> Option<&Line> {
+        let (page, line) = (number / LINES_PER_PAGE, number % LINES_PER_PAGE);
+        let chunk = self.0 * MAX_CHUNKS + page / PAGES_PER_CHUNK % MAX_CHUNKS;
+        let page = SOURCES.get_value(chunk, &(page % PAGES_PER_CHUNK))?;
+        page.as_chunks().0.get(line as usize)
+    }
+}
+
+// A global function takes and returns numbers, and is verified once and by itself (kernel 5.6): in line, each of the ways
+// through it would multiply with all ways that lead to it.
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn find_v4(slot: u32, address: u32) -> u32 {
+    u32::from(sources::find_v4(&Slot(slot), address).number())
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn find_v6(slot: u32, high: u64, low: u64) -> u32 {
+    u32::from(sources::find_v6(&Slot(slot), high, low).number())
+}
+
 impl Rules for InForce {
     #[inline(always)]
-    fn guarded(
-        &self,
-        protocol: Protocol,
-        _family: Family,
-        _address: &AddressBytes,
-        port: u16,
-    ) -> Option<PortIndex> {
+    fn guarded(&self, protocol: Protocol, port: u16) -> Option<PortIndex> {
         if !self.may_guard(protocol, port) {
             return None;
         }
-        // SAFETY: this slot's entries are not written while a packet can hold it.
-        let value = unsafe { PORTS.get(PortKey::at_every_address(self.slot, protocol, port)) }?;
-        Some(value.index)
+        let indices = PORT_INDICES.get(port_word(self.slot, protocol, port))?;
+        Some(PortIndex::from(indices[usize::from(port & 63)] & !PORT_ALIAS))
     }
 
     #[inline(always)]
@@ -202,16 +235,19 @@ impl Rules for InForce {
 
     #[inline(always)]
     fn lookup(&self, family: Family, address: &AddressBytes) -> SourceValue {
-        let key = AlignedKey(Key::new(
-            SourceKey::prefix_bits(family.bits()),
-            SourceKey::new(self.slot, family, *address),
-        ));
-        SOURCES.get(&key.0).copied().unwrap_or_default()
+        let number = match family {
+            Family::V4 => find_v4(self.slot, sources::v4_number(address)),
+            Family::V6 => {
+                let (high, low) = sources::v6_numbers(address);
+                find_v6(self.slot, high, low)
+            }
+        };
+        SourceValue::from_number(number as u16)
     }
 
     #[inline(always)]
     fn ruling(&self, packet: &Packet, value: SourceValue, port: PortIndex) -> Ruling {
-        let place = value.row.wrapping_mul(self.header.port_count).wrapping_add(port);
+        let place = value.row().wrapping_mul(self.header.port_count).wrapping_add(port);
         let index = place.wrapping_mul(self.header.columns).wrapping_add(self.column());
         if index >= MAX_LADDERS {
             return Ruling::NoRule;

@@ -4,14 +4,14 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use guard_common::{
     abi::{
         EVENT_INTERVAL_NS, Event, EventCounter, Explained, LOOPBACK_IFINDEX, REPEAT_WINDOW_NS,
-        Tally, TallyKey, budget, counter_index,
+        Tally, TallyKey, Weight, budget, counter_index,
     },
     packet::Packet,
     verdict::{Decision, Hook, Reason, Verdict},
 };
 
 use crate::{
-    maps::{self, BUDGET, COUNTERS, EVENT_COUNTERS, EVENTS, EXPLAINED, TALLIES},
+    maps::{self, BUDGET, COUNTERS, EVENT_COUNTERS, EVENTS, EXPLAINED, SAMPLERS, TALLIES},
     shared::Shared,
 };
 
@@ -85,13 +85,15 @@ fn add_to_event_counter(which: EventCounter, packets: u64) {
     }
 }
 
-/// Tallies an attempt by its source, and reports it where neither the source was reported a moment ago nor the CPU's budget is spent.
+/// Tallies an attempt by its source, and reports it where neither the source was reported a moment ago nor the CPU's budget is
+/// spent; in a flood one in so many, which stands for the others.
 #[inline(always)]
 fn attempt(verdict: Verdict, reason: Reason, packet: &Packet, arrival: &Arrival) {
+    let Some(weight) = weight(arrival) else { return };
     let now_ns = maps::boot_ns();
     let key = TallyKey::new(packet.family, &packet.source);
     let Some(tally) = find_or_make(&key, now_ns) else {
-        add_to_event_counter(EventCounter::Unreported, arrival.packets);
+        add_to_event_counter(EventCounter::Unreported, weight.packets);
         return;
     };
     // SAFETY: an LRU entry's memory stays a tally until the program ends, at worst another source's (the kernel hands it out
@@ -105,16 +107,19 @@ fn attempt(verdict: Verdict, reason: Reason, packet: &Packet, arrival: &Arrival)
         Hook::Cgroup => is_recent(tally.nic_ns()) || is_recent(tally.edge_ns()),
     };
     if was_judged_before && matches!(verdict, Verdict::WouldDrop) {
-        add_to_event_counter(EventCounter::Repeated, arrival.packets);
+        add_to_event_counter(EventCounter::Repeated, weight.packets);
         return;
     }
-    tally.packets().add(arrival.packets);
-    tally.bytes().add(arrival.bytes);
+    tally.packets().add(weight.packets);
+    tally.bytes().add(weight.bytes);
     tally.last_ns().store(now_ns);
     match arrival.hook {
         Hook::Xdp | Hook::Tcx => tally.nic_ns().store(now_ns),
         Hook::Edge => tally.edge_ns().store(now_ns),
         Hook::Cgroup => {}
+    }
+    if weight.is_sampled {
+        tally.is_sampled().store(1);
     }
 
     let is_due = now_ns.wrapping_sub(tally.reported_ns().load()) >= EVENT_INTERVAL_NS;
@@ -125,8 +130,8 @@ fn attempt(verdict: Verdict, reason: Reason, packet: &Packet, arrival: &Arrival)
         if let Some(mut entry) = EVENTS.reserve::<Event>(0) {
             entry.write(Event {
                 time_ns: now_ns,
-                packets: arrival.packets + held_packets,
-                bytes: arrival.bytes + held_bytes,
+                packets: weight.packets + held_packets,
+                bytes: weight.bytes + held_bytes,
                 source: packet.source,
                 destination: packet.destination,
                 ifindex: arrival.ifindex,
@@ -138,11 +143,13 @@ fn attempt(verdict: Verdict, reason: Reason, packet: &Packet, arrival: &Arrival)
                 family: packet.family as u8,
                 protocol: packet.protocol as u8,
                 tcp_flags: packet.tcp_flags,
-                reserved: [0; 2],
+                is_sampled: tally.is_sampled().load() as u8,
+                reserved: 0,
                 reserved_ids: [0; 2],
             });
             entry.submit(0);
             tally.reported_ns().store(now_ns);
+            tally.is_sampled().store(0);
             tally.pending_packets().add(held_packets.wrapping_neg());
             tally.pending_bytes().add(held_bytes.wrapping_neg());
             add_to_event_counter(EventCounter::Unreported, held_packets.wrapping_neg());
@@ -150,9 +157,17 @@ fn attempt(verdict: Verdict, reason: Reason, packet: &Packet, arrival: &Arrival)
         }
         add_to_event_counter(EventCounter::RingFull, 1);
     }
-    tally.pending_packets().add(arrival.packets);
-    tally.pending_bytes().add(arrival.bytes);
-    add_to_event_counter(EventCounter::Unreported, arrival.packets);
+    tally.pending_packets().add(weight.packets);
+    tally.pending_bytes().add(weight.bytes);
+    add_to_event_counter(EventCounter::Unreported, weight.packets);
+}
+
+/// What this attempt stands for; `None` where it is passed over.
+#[inline(always)]
+fn weight(arrival: &Arrival) -> Option<Weight> {
+    let sampler = SAMPLERS.get_ptr_mut(arrival.hook as u32)?;
+    // SAFETY: the entry is this CPU's own, and this hook's; see `count`.
+    unsafe { (*sampler).take(maps::jiffies(), arrival.packets, arrival.bytes) }
 }
 
 /// Nothing tallied yet. It stands beside the code, since the stack has no room for it.
@@ -166,6 +181,7 @@ static FRESH: Tally = Tally {
     reported_ns: 0,
     nic_ns: 0,
     edge_ns: 0,
+    is_sampled: 0,
 };
 
 #[inline(always)]
@@ -258,6 +274,12 @@ impl SharedTally {
     fn edge_ns(self) -> Shared {
         // SAFETY: as promised to `new`; the field is aligned to 8 bytes.
         unsafe { Shared::new(&raw mut (*self.0).edge_ns) }
+    }
+
+    #[inline(always)]
+    fn is_sampled(self) -> Shared {
+        // SAFETY: as promised to `new`; the field is aligned to 8 bytes.
+        unsafe { Shared::new(&raw mut (*self.0).is_sampled) }
     }
 
     #[inline(always)]

@@ -1,5 +1,5 @@
 //! From rules to the exact contents of the kernel's tables: the design's *Rules, in order*, resolved into
-//! one entry for each prefix. Pure.
+//! what is said of every range of addresses. Pure.
 //!
 //! [`compile`] walks the prefixes of all rules in order, outer ones before what they hold, and keeps on a stack what is
 //! known of the prefixes around the current one. What a prefix adds is a set of *effects*: rules that do the
@@ -20,11 +20,10 @@ use std::{
 
 use guard_common::{
     abi::{
-        Ladder, MAX_GUARDED_PORTS, MAX_LADDERS, MAX_SOURCES, MAX_VIAS, NO_END, PORT_ALIAS,
-        PortIndex, PortValue, Ruling, SOURCE_BY_INTERFACE, SOURCE_LOCAL, SOURCE_OWN, STEPS,
-        SourceValue,
+        Ladder, MAX_GUARDED_PORTS, MAX_LADDERS, MAX_ROWS, MAX_VIAS, NO_END, PortIndex, Ruling,
+        SOURCE_BY_INTERFACE, SOURCE_LOCAL, SOURCE_OWN, STEPS, SourceValue,
     },
-    packet::{AddressBytes, Family},
+    sources::{Sources, Sweep},
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -37,8 +36,8 @@ use crate::{
     rule::{Action, GuardedPort, InterfaceName, RuleId, is_loopback, listed},
 };
 
-/// Entries that one policy may have: both slots share the table.
-const MAX_ENTRIES: usize = MAX_SOURCES as usize / 2;
+/// Prefixes that one policy may come to.
+const MAX_PREFIXES: usize = 1_048_576;
 
 /// All that a policy's tables are made from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -95,22 +94,14 @@ pub enum RuleKind {
     Set,
 }
 
-/// An address prefix as a table key: host bits are zero.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Prefix {
-    pub family: Family,
-    pub address: AddressBytes,
-    pub bits: u8,
-}
-
-/// The contents of one policy slot, wanted or as read from the kernel.
+/// The contents of one policy slot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tables {
     pub ports: BTreeMap<GuardedPort, PortIndex>,
     /// Each with the index of the guarded port it leads to. None of them is one of the ports.
     pub aliases: BTreeMap<GuardedPort, PortIndex>,
-    pub sources: BTreeMap<Prefix, SourceValue>,
-    /// Rows of `ports.len()` times [`Tables::columns`] ladders; row 0 is what an address without an entry has.
+    pub sources: Sources,
+    /// Rows of `ports.len()` times [`Tables::columns`] ladders; row 0 is what an address has that no prefix covers.
     pub ladders: Vec<Ladder>,
     /// Interfaces over which only guests send, by index.
     pub inside: BTreeSet<u32>,
@@ -132,11 +123,11 @@ impl Tables {
 pub enum CompileError {
     #[error("{count} ports are guarded, and a policy holds at most {MAX_GUARDED_PORTS}")]
     TooManyPorts { count: usize },
-    #[error("the rules come to more than {MAX_ENTRIES} prefixes")]
+    #[error("the rules come to more than {MAX_PREFIXES} prefixes")]
     TooManyPrefixes,
     #[error(
         "the rules give sources more than {most} different combinations of verdicts and ends over the guarded ports",
-        most = MAX_LADDERS as usize / ladders.max(&1)
+        most = most_rows(*ladders)
     )]
     TooManyRows { ladders: usize },
     #[error(
@@ -173,21 +164,9 @@ impl From<CompileError> for Failure {
     }
 }
 
-impl From<IpNet> for Prefix {
-    fn from(net: IpNet) -> Self {
-        let mut address = [0; 16];
-        let family = match net.network() {
-            IpAddr::V4(network) => {
-                address[..4].copy_from_slice(&network.octets());
-                Family::V4
-            }
-            IpAddr::V6(network) => {
-                address = network.octets();
-                Family::V6
-            }
-        };
-        Self { family, address, bits: net.prefix_len() }
-    }
+/// How many rows of so many ladders each a policy holds.
+fn most_rows(ladders: usize) -> usize {
+    (MAX_LADDERS as usize / ladders.max(1)).min(MAX_ROWS as usize)
 }
 
 /// Makes the tables of a policy.
@@ -199,7 +178,8 @@ pub fn compile(input: &Input) -> Result<Tables, CompileError> {
     let columns = Columns::new(&input.vias)?;
     let (effects, additions) = collect(input, &ports, &columns);
     let mut resolver = Resolver::new(input, &ports, &columns, effects);
-    let mut sources = Vec::new();
+    let (mut v4, mut v6) = (Sweep::default(), Sweep::default());
+    let mut prefix_count = 0;
     // The prefixes around the current one, outermost first, each with its state.
     let mut around: Vec<(IpNet, StateId)> = Vec::new();
     for same_prefix in additions.chunk_by(|one, other| one.0 == other.0) {
@@ -211,11 +191,15 @@ pub fn compile(input: &Input) -> Result<Tables, CompileError> {
         let effects = same_prefix.iter().map(|(_, effect)| *effect).collect();
         let state = resolver.inside(outer, effects, prefix)?;
         let value = resolver.value(state);
-        // What the entry around it gives already needs no entry.
+        // What holds around it already needs no saying.
         if value != resolver.value(outer) {
-            sources.push((Prefix::from(prefix), value));
-            if sources.len() > MAX_ENTRIES {
+            prefix_count += 1;
+            if prefix_count > MAX_PREFIXES {
                 return Err(CompileError::TooManyPrefixes);
+            }
+            match prefix {
+                IpNet::V4(net) => v4.add(net.network().into(), net.broadcast().into(), value),
+                IpNet::V6(net) => v6.add(net.network().into(), net.broadcast().into(), value),
             }
         }
         around.push((prefix, state));
@@ -225,7 +209,7 @@ pub fn compile(input: &Input) -> Result<Tables, CompileError> {
     Ok(Tables {
         ports,
         aliases,
-        sources: sources.into_iter().collect(),
+        sources: Sources { v4: v4.finish(), v6: v6.finish() },
         ladders,
         vias: columns.by_index().clone(),
         inside: input.inside.clone(),
@@ -360,18 +344,6 @@ impl Tables {
     #[must_use]
     pub fn every_port(&self) -> Vec<GuardedPort> {
         self.ports.keys().chain(self.aliases.keys()).copied().collect()
-    }
-
-    /// The table of ports, as the kernel holds it.
-    #[must_use]
-    pub fn port_values(&self) -> BTreeMap<GuardedPort, PortValue> {
-        let values = |indices: &BTreeMap<GuardedPort, PortIndex>, flags| {
-            let value = |(port, index): (&GuardedPort, &PortIndex)| {
-                (*port, PortValue { index: *index, flags })
-            };
-            indices.iter().map(value).collect::<Vec<_>>()
-        };
-        values(&self.aliases, PORT_ALIAS).into_iter().chain(values(&self.ports, 0)).collect()
     }
 }
 
@@ -525,7 +497,7 @@ struct Resolver<'a> {
     /// The state inside a prefix that adds these effects below that state.
     known: HashMap<(StateId, Vec<EffectId>), StateId>,
     rows: Vec<Vec<Ladder>>,
-    row_ids: HashMap<Vec<Ladder>, u32>,
+    row_ids: HashMap<Vec<Ladder>, u16>,
 }
 
 impl<'a> Resolver<'a> {
@@ -622,20 +594,17 @@ impl<'a> Resolver<'a> {
                 row.push(rulings.ladder().ok_or_else(|| self.too_many_steps(prefix, *port))?);
             }
         }
-        Ok(SourceValue { row: self.row_id(row)?, flags })
+        Ok(SourceValue::new(self.row_id(row)?, flags))
     }
 
-    fn row_id(&mut self, row: Vec<Ladder>) -> Result<u32, CompileError> {
+    fn row_id(&mut self, row: Vec<Ladder>) -> Result<u16, CompileError> {
         if let Some(id) = self.row_ids.get(&row) {
             return Ok(*id);
         }
         let ladders = row.len();
-        if (self.rows.len() + 1) * ladders > MAX_LADDERS as usize {
-            return Err(CompileError::TooManyRows { ladders });
-        }
-        // At most MAX_LADDERS rows: where no port is guarded, all rows are row 0.
         let id =
-            u32::try_from(self.rows.len()).map_err(|_| CompileError::TooManyRows { ladders })?;
+            u16::try_from(self.rows.len()).ok().filter(|id| usize::from(*id) < most_rows(ladders));
+        let id = id.ok_or(CompileError::TooManyRows { ladders })?;
         self.rows.push(row.clone());
         self.row_ids.insert(row, id);
         Ok(id)

@@ -237,6 +237,9 @@ pub struct EventTotals {
     pub unreported: u64,
     /// Packets in observe that an earlier hook had judged already.
     pub repeated: u64,
+    /// Packets of a flood that were counted and not looked at; the next that is stands for them.
+    #[serde(default)]
+    pub passed_over: u64,
     /// Events that found the ring full.
     pub ring_full: u64,
 }

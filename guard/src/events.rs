@@ -48,6 +48,9 @@ pub struct Attempt {
     pub packets: u64,
     /// From the IP header on.
     pub bytes: u64,
+    /// Packets and bytes are about so many: in a flood some packets stand for others.
+    #[serde(default)]
+    pub sampled: bool,
 }
 
 fn with_microseconds<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
@@ -119,6 +122,7 @@ pub fn decode(
         tcp_flags: tcp_flags(number_u8(bytes, offset_of!(Event, tcp_flags))?),
         packets: number_u64(bytes, offset_of!(Event, packets))?,
         bytes: number_u64(bytes, offset_of!(Event, bytes))?,
+        sampled: number_u8(bytes, offset_of!(Event, is_sampled))? != 0,
     })
 }
 
@@ -300,6 +304,7 @@ pub(crate) mod tests {
             tcp_flags: "SYN".into(),
             packets: 1,
             bytes: 60,
+            sampled: false,
         }
     }
 
@@ -340,7 +345,7 @@ pub(crate) mod tests {
         bytes.extend(event.port.to_ne_bytes());
         bytes.extend([event.hook, event.verdict, event.reason]);
         bytes.extend([event.family, event.protocol, event.tcp_flags]);
-        bytes.extend(event.reserved);
+        bytes.extend([event.is_sampled, event.reserved]);
         bytes.extend(event.reserved_ids.map(u64::to_ne_bytes).concat());
         bytes
     }
@@ -366,6 +371,12 @@ pub(crate) mod tests {
             ..example()
         };
         assert_eq!(decoded(&event()), Some(expected));
+    }
+
+    #[test]
+    fn what_stands_for_others_says_so() {
+        let sampled = decoded(&Event { is_sampled: 1, ..event() }).unwrap();
+        assert_eq!(sampled, Attempt { sampled: true, ..decoded(&event()).unwrap() });
     }
 
     #[test]
@@ -453,7 +464,7 @@ pub(crate) mod tests {
         let text = serde_json::to_string(&example()).unwrap();
         assert_eq!(
             text,
-            r#"{"time":"2026-11-25T01:02:03.123456Z","verdict":"drop","reason":"no-rule","hook":"xdp","interface":"eth0","source":"203.0.113.9","source_port":51234,"destination":"198.51.100.4","port":11434,"protocol":"tcp","tcp_flags":"SYN","packets":1,"bytes":60}"#
+            r#"{"time":"2026-11-25T01:02:03.123456Z","verdict":"drop","reason":"no-rule","hook":"xdp","interface":"eth0","source":"203.0.113.9","source_port":51234,"destination":"198.51.100.4","port":11434,"protocol":"tcp","tcp_flags":"SYN","packets":1,"bytes":60,"sampled":false}"#
         );
         assert_eq!(serde_json::from_str::<Attempt>(&text).unwrap(), example());
     }

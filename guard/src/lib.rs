@@ -1,6 +1,6 @@
 //! guard's control plane: everything but the kernel programs.
 //!
-//! A rule's path is one line: command line or file → [`rule`] → [`policy`] → [`compile`] → [`plan`] → [`kernel`] →
+//! A rule's path is one line: command line or file → [`rule`] → [`policy`] → [`compile`] → [`kernel`] →
 //! the tables that the programs ask. [`engine`] walks it; [`control`] is what people and programs may ask of it, over
 //! the socket ([`api`]) or, without a daemon, directly.
 
@@ -19,7 +19,6 @@ mod follow;
 pub mod host;
 pub mod kernel;
 pub mod output;
-pub mod plan;
 pub mod policy;
 pub mod rule;
 pub mod startup;

@@ -11,7 +11,7 @@ use std::{
 
 use guard::{
     api::server::parse_body,
-    compile::{self, CompileError, Input, InputRule, RuleKind, Tables, compile},
+    compile::{self, CompileError, Input, InputRule, RuleKind, compile},
     config::{Attach, Config, InterfacePattern},
     control::{AddRules, Explain, Failure, RemoveRules, SetMode},
     duration,
@@ -25,8 +25,9 @@ use guard::{
 use guard_common::{
     abi::{MAX_GUARDED_PORTS, NO_END, Ruling, STEPS},
     model,
-    packet::{Family, Packet, Protocol},
+    packet::{AddressBytes, Family, Packet, Protocol},
     parse::{self, against_etherparse, ethertype},
+    sources::{self, Line, Lines},
 };
 use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp, tz::TimeZone};
@@ -173,15 +174,18 @@ pub fn compiler(bytes: &[u8]) {
     let moments = moments(&input);
     let scan = Scan::of(&input);
     let rules = scan.rules();
+    let memory = Memory(sources::build(&tables.sources).expect("a small policy fits"));
     for address in addresses(&input) {
-        let value = lookup(&tables, address);
+        let value = tables.value(address);
+        let (family, bytes) = family_and_bytes(address);
+        assert_eq!(sources::find(&memory, family, &bytes), value, "{address} in {input:?}");
         let is_here = address.is_loopback()
             || input.local.iter().chain(&input.guests).any(|net| net.contains(&address));
         assert_eq!(value.is_local(), is_here, "{address} in {input:?}");
         let is_own = input.own.iter().any(|net| net.contains(&address));
         assert_eq!(value.is_own(), is_own, "{address} in {input:?}");
         for (port, index) in &tables.ports {
-            let ladder = value.row as usize * tables.ports.len() + *index as usize;
+            let ladder = value.row() as usize * tables.ports.len() + *index as usize;
             for now_ns in moments.iter().copied() {
                 let case = || format!("{address} at port {port} at {now_ns} in {input:?}");
                 let expected = scan.ruling(&rules, address, *port, now_ns);
@@ -238,16 +242,6 @@ fn moved(address: IpAddr, by: i8) -> IpAddr {
         IpAddr::V4(v4) => Ipv4Addr::from(u32::from(v4).wrapping_add_signed(by.into())).into(),
         IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6).wrapping_add_signed(by.into())).into(),
     }
-}
-
-/// The entry that the kernel's trie answers with.
-fn lookup(tables: &Tables, address: IpAddr) -> guard_common::abi::SourceValue {
-    let bits = IpNet::from(address).max_prefix_len();
-    let entries = (0..=bits).rev().filter_map(|bits| {
-        let prefix = IpNet::new(address, bits).expect("no length is too long");
-        tables.sources.get(&compile::Prefix::from(prefix)).copied()
-    });
-    entries.into_iter().next().unwrap_or_default()
 }
 
 /// A policy for [`model::ruling`].
@@ -314,8 +308,28 @@ impl Scan {
 }
 
 fn model_prefix(net: IpNet) -> model::Prefix {
-    let compile::Prefix { family, address, bits } = net.into();
-    model::Prefix { family, address, bits }
+    let (family, address) = family_and_bytes(net.network());
+    model::Prefix { family, address, bits: net.prefix_len() }
+}
+
+fn family_and_bytes(address: IpAddr) -> (Family, AddressBytes) {
+    match address {
+        IpAddr::V4(v4) => {
+            let mut bytes = [0; 16];
+            bytes[..4].copy_from_slice(&v4.octets());
+            (Family::V4, bytes)
+        }
+        IpAddr::V6(v6) => (Family::V6, v6.octets()),
+    }
+}
+
+/// A source table as the kernel's programs would find it in their maps.
+struct Memory(Vec<Line>);
+
+impl Lines for Memory {
+    fn line(&self, number: u32) -> Option<&Line> {
+        self.0.get(number as usize)
+    }
 }
 
 /// A text: as a configuration and as every word that a user can type, it is read or refused in words that can be shown;

@@ -609,21 +609,53 @@ fn a_policy_is_swapped_whole_and_the_idle_slot_is_clean() {
     let loaded = Loaded::new("swap");
     let mut maps = PolicyMaps::open(&loaded.pins).expect("the maps open");
     assert_eq!(maps.header().expect("it is read"), None, "nothing is in force before the first");
-    let first = compile(&input(&[TCP])).expect("it compiles");
+    let mut oracle = Oracle::open(&loaded.pins).expect("the programs open");
+    let corpus: Vec<_> = corpus().into_iter().enumerate().step_by(200).collect();
     let inside = BTreeSet::from([7, 9]);
-    let second = Input { inside, ..input(&[TCP, OTHER_TCP, UDP]) };
-    let second = compile(&second).expect("it compiles");
-    let third = compile(&input_by_interface(&[TCP, UDP])).expect("it compiles");
+    let policies = [
+        input(&[TCP]),
+        Input { inside, ..input(&[TCP, OTHER_TCP, UDP]) },
+        // So long that it takes more memory than the others, which is given back after.
+        with_a_long_list(input(&[TCP])),
+        input_by_interface(&[TCP, UDP]),
+    ];
     for generation in 1..=9_u64 {
-        let wanted = [&first, &second, &third, &second][(generation % 4) as usize];
-        let put = maps.put_in_force(wanted, Terms::default()).expect("it is put in force");
-        assert_eq!(put, generation);
-        // Another process reads it from the kernel alone.
-        let read = PolicyMaps::open(&loaded.pins).expect("the maps open");
-        assert_eq!(read.in_force().expect("it is read").as_ref(), Some(wanted));
-        // And goes on from there.
-        maps = read;
+        let wanted = &policies[generation as usize % policies.len()];
+        let tables = compile(wanted).expect("it compiles");
+        let guards = |protocol| wanted.ports.iter().any(|port| port.protocol == protocol);
+        let flags = [(Protocol::Tcp, FLAG_GUARDS_TCP), (Protocol::Udp, FLAG_GUARDS_UDP)];
+        let flags = flags.iter().filter(|(protocol, _)| guards(*protocol)).map(|(_, flag)| flag);
+        let terms = Terms { flags: flags.sum(), ..Terms::default() };
+        assert_eq!(maps.put_in_force(&tables, terms).expect("it is put in force"), generation);
+        let (long, short) = (6 << 20, 4 << 20);
+        let bytes = maps.sources_bytes();
+        let is_long = wanted.rules.iter().any(|rule| rule.prefixes.len() > 1000);
+        assert!(if is_long { bytes >= long } else { bytes <= short }, "{bytes} bytes are taken");
+        // Another process finds all there is in the kernel, and goes on from there.
+        maps = PolicyMaps::open(&loaded.pins).expect("the maps open");
+        assert_eq!(maps.sources_bytes(), bytes);
+        let ports: BTreeSet<_> =
+            maps.ports_in_force().expect("they are read").into_iter().collect();
+        assert_eq!(ports, wanted.ports.iter().copied().collect());
+        agree_on(&corpus, &mut oracle, &Model::of(wanted, terms));
     }
+}
+
+fn with_a_long_list(mut input: Input) -> Input {
+    // A leaf each, and every sixteenth in a branch of its own.
+    let prefixes = (0..24_000_u32).map(|number| Ipv4Addr::from(0x6000_0000 | number << 12));
+    let prefixes = prefixes.map(|address| IpNet::new(address.into(), 32).expect("it is a prefix"));
+    let list = InputRule {
+        id: RuleId("r900".to_owned()),
+        action: Action::Allow,
+        kind: RuleKind::Set,
+        prefixes: prefixes.collect(),
+        ports: Vec::new(),
+        via: None,
+        until_ns: NO_END,
+    };
+    input.rules.push(list);
+    input
 }
 
 #[test]

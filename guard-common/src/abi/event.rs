@@ -11,7 +11,7 @@ pub const EVENT_RING_BYTES: u32 = 1 << 20;
 pub struct Event {
     /// Boot time in nanoseconds.
     pub time_ns: u64,
-    /// Wire packets from this source since its last event, this one included.
+    /// Wire packets from this source since its last event, this one included; about so many where `is_sampled`.
     pub packets: u64,
     /// Their bytes, from the IP header on.
     pub bytes: u64,
@@ -34,7 +34,9 @@ pub struct Event {
     /// IANA protocol number.
     pub protocol: u8,
     pub tcp_flags: u8,
-    pub reserved: [u8; 2],
+    /// 1 where others' packets are among them, which stand for this source's that were passed over.
+    pub is_sampled: u8,
+    pub reserved: u8,
     /// Room for the namespace and the cgroup of the socket.
     pub reserved_ids: [u64; 2],
 }
@@ -69,7 +71,7 @@ mod tests {
         layout!(Event, size 88, align 8, {
             time_ns: 0, packets: 8, bytes: 16, source: 24, destination: 40, ifindex: 56,
             source_port: 60, port: 62, hook: 64, verdict: 65, reason: 66, family: 67, protocol: 68,
-            tcp_flags: 69, reserved: 70, reserved_ids: 72,
+            tcp_flags: 69, is_sampled: 70, reserved: 71, reserved_ids: 72,
         });
         layout!(Explained, size 8, align 4, {
             judged: 0, hook: 1, verdict: 2, reason: 3, ifindex: 4,

@@ -19,19 +19,18 @@ mod policy;
 mod stats;
 
 pub use event::{EVENT_RING_BYTES, Event, Explained};
-pub use key::{
-    FlowKey, InsideKey, MAX_VOUCHED, PortKey, SourceKey, VOUCH_INTERVAL_NS, VOUCH_SPAN_NS,
-};
+pub use key::{FlowKey, InsideKey, MAX_VOUCHED, VOUCH_INTERVAL_NS, VOUCH_SPAN_NS};
 pub use passed::{MAX_PASSED, Passed};
 pub use policy::{
     FLAG_BACKSTOP, FLAG_FORWARDED, FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, FLAG_REJECT, Ladder,
-    MAX_GUARDED_PORTS, MAX_INSIDE, MAX_LADDERS, MAX_SOURCES, MAX_VIA_INDICES, MAX_VIAS, NO_END,
-    PORT_ALIAS, PolicyHeader, PortIndex, PortValue, Ruling, SOURCE_BY_INTERFACE, SOURCE_LOCAL,
-    SOURCE_OWN, STEPS, SourceValue, Step, ViaKey,
+    MAX_GUARDED_PORTS, MAX_INSIDE, MAX_LADDERS, MAX_ROWS, MAX_VIA_INDICES, MAX_VIAS, NO_END,
+    PORT_ALIAS, PolicyHeader, PortIndex, Ruling, SOURCE_BY_INTERFACE, SOURCE_LOCAL, SOURCE_OWN,
+    STEPS, SourceValue, Step, ViaKey,
 };
 pub use stats::{
     Budget, Counter, EVENT_BURST, EVENT_INTERVAL_NS, EVENTS_PER_SECOND, EventCounter, MAX_TALLIES,
-    REPEAT_WINDOW_NS, Tally, TallyKey, budget, counter_index, counter_slots,
+    REPEAT_WINDOW_NS, SAMPLED_ONE_IN, Sampler, Tally, TallyKey, WHOLE_PER_TICK, Weight, budget,
+    counter_index, counter_slots,
 };
 
 /// The number of this layout of records and maps; names the pin directory (`v1`).
@@ -43,7 +42,10 @@ pub const POLICY_SLOTS: u32 = 2;
 /// Words of a bitmap with one bit for each port number.
 pub const PORT_WORDS: u32 = 65_536 / 64;
 
-/// Where the word of `protocol`'s and `port`'s bit stands in [`map::PORT_BITS`].
+/// Value of `PORT_INDICES`: an octet for each port of a word.
+pub type PortIndices = [u8; 64];
+
+/// Where the word of `protocol`'s and `port`'s bit stands in [`map::PORT_BITS`], and the word's indices in [`map::PORT_INDICES`].
 #[inline(always)]
 #[must_use]
 pub const fn port_word(slot: u32, protocol: crate::packet::Protocol, port: u16) -> u32 {
@@ -63,9 +65,11 @@ pub mod map {
     pub const POLICY: &str = "POLICY";
     /// `Array<u64>`: for each slot and protocol a bitmap of the port numbers guarded at any address.
     pub const PORT_BITS: &str = "PORT_BITS";
-    /// `HashMap<PortKey, PortValue>`: the guarded ports.
-    pub const PORTS: &str = "PORTS";
-    /// `LpmTrie<SourceKey, SourceValue>`: rules and local addresses, compiled.
+    /// `Array<PortIndices>`: beside each word of [`PORT_BITS`], for each of its ports the index of the guarded port whose rules
+    /// hold there, with `PORT_ALIAS`. It says something only where the bit is set.
+    pub const PORT_INDICES: &str = "PORT_INDICES";
+    /// `ArrayOfMaps`: per slot the chunks of the source table ([`crate::sources`]), each an `Array<Page>`; those that it does
+    /// not take are not there.
     pub const SOURCES: &str = "SOURCES";
     /// `Array<Ladder>`: per slot, row after row, for each guarded port one ladder a column (`PolicyHeader::columns`).
     pub const LADDERS: &str = "LADDERS";
@@ -84,6 +88,8 @@ pub mod map {
     pub const EVENT_COUNTERS: &str = "EVENT_COUNTERS";
     /// `LruHashMap<TallyKey, Tally>`: attempts by source.
     pub const TALLIES: &str = "TALLIES";
+    /// `PerCpuArray<Sampler>`: which attempts are looked at, one for each hook.
+    pub const SAMPLERS: &str = "SAMPLERS";
     /// `PerCpuArray<Budget>`: how many events this CPU may still report, and how many resets send, see `budget`.
     pub const BUDGET: &str = "BUDGET";
     /// `RingBuf` of `Event`.
@@ -92,11 +98,11 @@ pub mod map {
     pub const EXPLAINED: &str = "EXPLAINED";
 
     /// All of them: what is pinned.
-    pub const ALL: [&str; 16] = [
+    pub const ALL: [&str; 17] = [
         ACTIVE,
         POLICY,
         PORT_BITS,
-        PORTS,
+        PORT_INDICES,
         SOURCES,
         LADDERS,
         INSIDE,
@@ -106,6 +112,7 @@ pub mod map {
         COUNTERS,
         EVENT_COUNTERS,
         TALLIES,
+        SAMPLERS,
         BUDGET,
         EVENTS,
         EXPLAINED,

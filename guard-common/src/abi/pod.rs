@@ -1,8 +1,8 @@
 //! Lets aya copy the records to and from maps.
 
 use super::{
-    Budget, Counter, Event, Explained, FlowKey, InsideKey, Ladder, Passed, PolicyHeader, PortKey,
-    PortValue, SourceKey, SourceValue, Step, Tally, TallyKey, ViaKey,
+    Budget, Counter, Event, Explained, FlowKey, InsideKey, Ladder, Passed, PolicyHeader, Sampler,
+    Step, Tally, TallyKey, ViaKey,
 };
 
 macro_rules! pod {
@@ -25,10 +25,7 @@ pod!(
     Ladder,
     Passed,
     PolicyHeader,
-    PortKey,
-    PortValue,
-    SourceKey,
-    SourceValue,
+    Sampler,
     Step,
     Tally,
     TallyKey,

@@ -13,9 +13,6 @@ pub const MAX_VIAS: u32 = 8;
 /// Entries of `VIAS` over both slots: a bridge or bond that a rule names counts with each of its outside ports.
 pub const MAX_VIA_INDICES: u32 = 1024;
 
-/// Entries of `SOURCES` over both slots.
-pub const MAX_SOURCES: u32 = 2_097_152;
-
 /// Entries of `INSIDE` a slot holds.
 pub const MAX_INSIDE: u32 = 8_192;
 
@@ -72,8 +69,9 @@ impl PolicyHeader {
 /// The place of a guarded port among all of them.
 pub type PortIndex = u32;
 
-/// Not guarded by itself: a container engine's forwarder leads from it to the guarded port with the same index.
-pub const PORT_ALIAS: u32 = 1;
+/// In an octet of `PORT_INDICES`, beside the index: not guarded by itself, a container engine's forwarder leads from it to the
+/// guarded port with the same index. To a packet it is as good as the port itself.
+pub const PORT_ALIAS: u8 = 1 << 7;
 
 /// Key of `VIAS`. 8 bytes.
 #[repr(C)]
@@ -86,55 +84,67 @@ pub struct ViaKey {
 
 const _: () = assert!(size_of::<ViaKey>() == 8);
 
-/// Value of `PORTS`. 8 bytes.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PortValue {
-    pub index: PortIndex,
-    /// `PORT_*`: for the control plane; to a packet an alias is as good as the port itself.
-    pub flags: u32,
-}
-
-const _: () = assert!(size_of::<PortValue>() == 8);
-
 /// The address is this host's own, or in a subnet of one of its local bridges.
-pub const SOURCE_LOCAL: u32 = 1;
+pub const SOURCE_LOCAL: u16 = 1;
 /// At some port it depends on the interface that a packet came by: a NIC's hook that lets one in vouches for its flow.
-pub const SOURCE_BY_INTERFACE: u32 = 1 << 1;
+pub const SOURCE_BY_INTERFACE: u16 = 1 << 1;
 /// This host's own address, and packets from one such to another take loopback only.
-pub const SOURCE_OWN: u32 = 1 << 2;
+pub const SOURCE_OWN: u16 = 1 << 2;
 
-/// Value of `SOURCES`: all that the policy says of the addresses for which this entry is the most specific. 8 bytes.
+/// Rows that a slot's ladders may have.
+pub const MAX_ROWS: u32 = 1 << (u16::BITS - SourceValue::FLAG_BITS);
+
+/// An answer of the source table: all that the policy says of an address. 2 bytes, the row above its flags.
 ///
-/// The default (row 0, not local) is what an address without an entry has; row 0 holds "no rule" for every port.
-#[repr(C)]
+/// The default (row 0, not local) is what an address has that no prefix covers; row 0 holds "no rule" for every port.
+#[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SourceValue {
-    /// Which row of ladders.
-    pub row: u32,
-    /// `SOURCE_*`.
-    pub flags: u32,
-}
-
-const _: () = assert!(size_of::<SourceValue>() == 8);
+pub struct SourceValue(u16);
 
 impl SourceValue {
+    const FLAG_BITS: u32 = 3;
+
+    /// A row below [`MAX_ROWS`], and `SOURCE_*`.
+    #[must_use]
+    pub const fn new(row: u16, flags: u16) -> Self {
+        Self(row << Self::FLAG_BITS | flags)
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_number(number: u16) -> Self {
+        Self(number)
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn number(self) -> u16 {
+        self.0
+    }
+
+    /// Which row of ladders.
+    #[inline(always)]
+    #[must_use]
+    pub const fn row(self) -> u32 {
+        (self.0 >> Self::FLAG_BITS) as u32
+    }
+
     #[inline(always)]
     #[must_use]
     pub const fn is_local(self) -> bool {
-        self.flags & SOURCE_LOCAL != 0
+        self.0 & SOURCE_LOCAL != 0
     }
 
     #[inline(always)]
     #[must_use]
     pub const fn is_by_interface(self) -> bool {
-        self.flags & SOURCE_BY_INTERFACE != 0
+        self.0 & SOURCE_BY_INTERFACE != 0
     }
 
     #[inline(always)]
     #[must_use]
     pub const fn is_own(self) -> bool {
-        self.flags & SOURCE_OWN != 0
+        self.0 & SOURCE_OWN != 0
     }
 }
 
@@ -248,9 +258,7 @@ mod tests {
             generation: 0, observe_until_ns: 8, instance: 16, since_ns: 24, flags: 32,
             port_count: 36, abi_version: 40, rule_count: 44, columns: 48, reserved: 52,
         });
-        layout!(PortValue, size 8, align 4, { index: 0, flags: 4 });
         layout!(ViaKey, size 8, align 4, { slot: 0, ifindex: 4 });
-        layout!(SourceValue, size 8, align 4, { row: 0, flags: 4 });
         layout!(Step, size 16, align 8, { until_ns: 0, ruling: 8, reserved: 12 });
         layout!(Ladder, size 64, align 8, { steps: 0 });
     }
@@ -259,11 +267,27 @@ mod tests {
     fn numbers_are_pinned() {
         assert_eq!([FLAG_FORWARDED, FLAG_BACKSTOP, FLAG_GUARDS_TCP, FLAG_GUARDS_UDP], [1, 2, 4, 8]);
         assert_eq!(FLAG_REJECT, 16);
-        assert_eq!([SOURCE_LOCAL, SOURCE_BY_INTERFACE, SOURCE_OWN, PORT_ALIAS], [1, 2, 4, 1]);
+        assert_eq!([SOURCE_LOCAL, SOURCE_BY_INTERFACE, SOURCE_OWN], [1, 2, 4]);
+        assert_eq!((PORT_ALIAS, MAX_ROWS), (128, 8192));
+        assert!(MAX_GUARDED_PORTS <= u32::from(PORT_ALIAS));
         let rulings = [Ruling::NoRule, Ruling::Allow, Ruling::Deny, Ruling::Local, Ruling::Vouched];
         assert_eq!(rulings.map(|ruling| ruling as u32), [0, 1, 2, 3, 4]);
         for ruling in rulings {
             assert_eq!(Ruling::from_number(ruling as u32), ruling);
+        }
+    }
+
+    #[test]
+    fn a_value_holds_its_row_and_flags() {
+        for row in [0, 1, 4711, 8191] {
+            for flags in 0..8 {
+                let value = SourceValue::new(row, flags);
+                assert_eq!(value.row(), u32::from(row));
+                assert_eq!(value.is_local(), flags & SOURCE_LOCAL != 0);
+                assert_eq!(value.is_by_interface(), flags & SOURCE_BY_INTERFACE != 0);
+                assert_eq!(value.is_own(), flags & SOURCE_OWN != 0);
+                assert_eq!(SourceValue::from_number(value.number()), value);
+            }
         }
     }
 
@@ -281,7 +305,7 @@ mod tests {
         for flag in [FLAG_FORWARDED, FLAG_BACKSTOP, FLAG_GUARDS_TCP, FLAG_GUARDS_UDP] {
             assert!(!header.has(flag));
         }
-        assert!(!SourceValue::default().is_local() && !SourceValue::default().is_by_interface());
+        assert_eq!(SourceValue::default(), SourceValue::new(0, 0));
         assert_eq!(Ladder::default().at(|| 0), Ruling::NoRule);
         assert_eq!(Ladder::default().at(|| 1), Ruling::NoRule);
     }

@@ -53,6 +53,64 @@ impl EventCounter {
     pub const COUNT: u32 = 3;
 }
 
+/// Attempts that a CPU looks at one by one, at each hook and in each tick of the kernel's coarse clock (`CONFIG_HZ`: 1 to
+/// 10 ms). So nobody who tries now and then is missed, and a flood soon costs no more than counting.
+pub const WHOLE_PER_TICK: u64 = 32;
+/// Of those beyond, one in so many stands for all since the last one.
+pub const SAMPLED_ONE_IN: u64 = 64;
+
+/// Value of `SAMPLERS`, one for each hook. 32 bytes.
+///
+/// What is passed over is never lost: it is counted for the next one that is looked at, and stands here until then.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sampler {
+    /// Which tick it is, in jiffies.
+    pub tick: u64,
+    /// Attempts in this tick.
+    pub seen: u64,
+    /// Packets passed over since the last attempt that was looked at.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+const _: () = assert!(size_of::<Sampler>() == 32);
+
+/// What an attempt that is looked at stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Weight {
+    pub packets: u64,
+    pub bytes: u64,
+    /// Others' are among them.
+    pub is_sampled: bool,
+}
+
+impl Sampler {
+    /// Whether to look at this attempt, and what it then stands for.
+    #[inline(always)]
+    pub fn take(&mut self, tick: u64, packets: u64, bytes: u64) -> Option<Weight> {
+        if self.tick != tick {
+            self.tick = tick;
+            self.seen = 0;
+        }
+        self.seen += 1;
+        self.packets += packets;
+        self.bytes += bytes;
+        if self.seen > WHOLE_PER_TICK && self.seen % SAMPLED_ONE_IN != 0 {
+            return None;
+        }
+        let weight = Weight {
+            packets: self.packets,
+            bytes: self.bytes,
+            is_sampled: self.packets != packets,
+        };
+        self.packets = 0;
+        self.bytes = 0;
+        Some(weight)
+    }
+}
+
 /// How many sources are tallied; beyond that the least recently seen are forgotten.
 pub const MAX_TALLIES: u32 = 65_536;
 
@@ -94,7 +152,8 @@ impl TallyKey {
     }
 }
 
-/// Value of `TALLIES`. 72 bytes. All times are boot time.
+/// Value of `TALLIES`. 80 bytes. All times are boot time. In a flood all numbers of packets and bytes are about right: see
+/// [`Sampler`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
@@ -113,9 +172,11 @@ pub struct Tally {
     pub nic_ns: u64,
     /// When an edge hook last judged a packet of it; 0 for never.
     pub edge_ns: u64,
+    /// 1 where others' packets are among those that no event has reported.
+    pub is_sampled: u64,
 }
 
-const _: () = assert!(size_of::<Tally>() == 72);
+const _: () = assert!(size_of::<Tally>() == 80);
 
 /// How long after a hook judged a source a `would-drop` of it at a later hook counts as the same attempt.
 pub const REPEAT_WINDOW_NS: u64 = 2_000_000_000;
@@ -172,7 +233,7 @@ impl Budget {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
+    use std::{collections::HashSet, vec::Vec};
 
     use proptest::prelude::*;
 
@@ -183,10 +244,11 @@ mod tests {
     fn layout_is_pinned() {
         layout!(Counter, size 16, align 8, { packets: 0, bytes: 8 });
         layout!(TallyKey, size 24, align 1, { source: 0, family: 16, reserved: 17 });
-        layout!(Tally, size 72, align 8, {
+        layout!(Tally, size 80, align 8, {
             packets: 0, bytes: 8, pending_packets: 16, pending_bytes: 24, first_ns: 32,
-            last_ns: 40, reported_ns: 48, nic_ns: 56, edge_ns: 64,
+            last_ns: 40, reported_ns: 48, nic_ns: 56, edge_ns: 64, is_sampled: 72,
         });
+        layout!(Sampler, size 32, align 8, { tick: 0, seen: 8, packets: 16, bytes: 24 });
         layout!(Budget, size 16, align 8, { tokens: 0, refilled_ns: 8 });
     }
 
@@ -243,6 +305,47 @@ mod tests {
 
     fn taken(budget: &mut Budget, now_ns: u64, asked: u64) -> u64 {
         (0..asked).map(|_| u64::from(budget.take(now_ns))).sum()
+    }
+
+    #[test]
+    fn few_attempts_are_looked_at_one_by_one() {
+        let mut sampler = Sampler::default();
+        for tick in 1..100 {
+            for _ in 0..WHOLE_PER_TICK {
+                let own = Weight { packets: 2, bytes: 80, is_sampled: false };
+                assert_eq!(sampler.take(tick, 2, 80), Some(own));
+            }
+        }
+    }
+
+    #[test]
+    fn in_a_flood_one_stands_for_many() {
+        let mut sampler = Sampler::default();
+        let looked_at = (1..=6400).filter_map(|_| sampler.take(7, 1, 60)).collect::<Vec<_>>();
+        assert_eq!(looked_at.len() as u64, WHOLE_PER_TICK + 6400 / SAMPLED_ONE_IN);
+        assert_eq!(looked_at.iter().filter(|weight| weight.is_sampled).count(), 100);
+        assert_eq!(looked_at.last().map(|weight| weight.packets), Some(SAMPLED_ONE_IN));
+    }
+
+    proptest! {
+        /// Every packet is counted for one that is looked at, or still stands in the sampler.
+        #[test]
+        fn nothing_is_lost_in_a_sampler(
+            attempts in proptest::collection::vec((0_u64..3, 1_u64..50, 60_u64..9000), 1..400),
+        ) {
+            let mut sampler = Sampler::default();
+            let (mut tick, mut given, mut taken) = (9, (0, 0), (0, 0));
+            for (later, packets, bytes) in attempts {
+                tick += later / 2;
+                given = (given.0 + packets, given.1 + bytes);
+                if let Some(weight) = sampler.take(tick, packets, bytes) {
+                    prop_assert!(weight.packets >= packets && weight.bytes >= bytes);
+                    prop_assert_eq!(weight.is_sampled, weight.packets > packets);
+                    taken = (taken.0 + weight.packets, taken.1 + weight.bytes);
+                }
+            }
+            prop_assert_eq!((taken.0 + sampler.packets, taken.1 + sampler.bytes), given);
+        }
     }
 
     #[test]

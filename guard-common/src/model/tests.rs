@@ -247,9 +247,8 @@ fn a_policy_answers_for_the_two_addresses_of_its_packet() {
         backstop: false,
     };
     let about = policy.about(&packet);
-    let index = about.guarded(OLLAMA.protocol, Family::V4, &packet.destination, OLLAMA.number);
-    assert_eq!(index, Some(1));
-    assert_eq!(about.guarded(Protocol::Udp, Family::V4, &packet.destination, OLLAMA.number), None);
+    assert_eq!(about.guarded(OLLAMA.protocol, OLLAMA.number), Some(1));
+    assert_eq!(about.guarded(Protocol::Udp, OLLAMA.number), None);
     assert!(about.guards(Protocol::Tcp) && !about.guards(Protocol::Udp));
 
     let source = about.lookup(Family::V4, &packet.source);

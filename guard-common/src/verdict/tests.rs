@@ -818,14 +818,8 @@ impl Remembering<'_> {
 }
 
 impl Rules for Remembering<'_> {
-    fn guarded(
-        &self,
-        protocol: Protocol,
-        family: Family,
-        address: &AddressBytes,
-        port: u16,
-    ) -> Option<PortIndex> {
-        self.about.guarded(protocol, family, address, port)
+    fn guarded(&self, protocol: Protocol, port: u16) -> Option<PortIndex> {
+        self.about.guarded(protocol, port)
     }
 
     fn guards(&self, protocol: Protocol) -> bool {

@@ -3,9 +3,8 @@
 use std::net::IpAddr;
 
 use guard_common::abi::{NO_END, Ruling, SourceValue};
-use ipnet::IpNet;
 
-use super::{Prefix, Tables};
+use super::Tables;
 use crate::rule::GuardedPort;
 
 impl Tables {
@@ -42,7 +41,7 @@ impl Tables {
         now_ns: u64,
     ) -> Option<Vec<Ruling>> {
         let index = *self.ports.get(&port).or_else(|| self.aliases.get(&port))? as usize;
-        let row = self.entry(source).row as usize;
+        let row = self.value(source).row() as usize;
         let columns = self.columns() as usize;
         let first = (row * self.ports.len() + index) * columns;
         // A row that is missing is read as "no rule", as an array in the kernel reads: closed.
@@ -57,14 +56,12 @@ impl Tables {
         ends.filter(|end| after_ns < *end && *end != NO_END).min()
     }
 
-    /// The most specific entry that covers an address.
-    pub(super) fn entry(&self, address: IpAddr) -> SourceValue {
-        let whole = IpNet::from(address);
-        (0..=whole.max_prefix_len())
-            .rev()
-            .filter_map(|bits| IpNet::new(address, bits).ok())
-            .find_map(|prefix| self.sources.get(&Prefix::from(prefix)))
-            .copied()
-            .unwrap_or_default()
+    /// What the source table says of an address.
+    #[must_use]
+    pub fn value(&self, address: IpAddr) -> SourceValue {
+        match address {
+            IpAddr::V4(address) => self.sources.v4.find(address.into()),
+            IpAddr::V6(address) => self.sources.v6.find(address.into()),
+        }
     }
 }

@@ -43,7 +43,7 @@ impl Engine {
         let Some(maps) = &self.maps else {
             return Ok(Cut::default());
         };
-        let (Some(header), Some(tables)) = (maps.header()?, maps.written_in_force()?) else {
+        let (Some(header), Some(tables)) = (maps.header()?, maps.put_tables()) else {
             return Ok(Cut::default());
         };
         let now_ns = probe::boot_ns();
@@ -75,7 +75,7 @@ impl Engine {
         let Some(maps) = &self.maps else {
             return Ok(None);
         };
-        let (Some(header), Some(tables)) = (maps.header()?, maps.written_in_force()?) else {
+        let (Some(header), Some(tables)) = (maps.header()?, maps.put_tables()) else {
             return Ok(None);
         };
         let observing = Some(header.observe_until_ns).filter(|end_ns| *end_ns > after_ns);

@@ -2,7 +2,7 @@
 
 use aya::maps::{Map, MapData, PerCpuArray};
 use guard_common::{
-    abi::{Counter, EventCounter, counter_index, map},
+    abi::{Counter, EventCounter, Sampler, counter_index, map},
     verdict::{Hook, Reason, Verdict},
 };
 
@@ -13,6 +13,7 @@ use crate::control::{CounterView, EventTotals};
 pub struct Counters {
     counters: PerCpuArray<MapData, Counter>,
     events: PerCpuArray<MapData, u64>,
+    samplers: PerCpuArray<MapData, Sampler>,
 }
 
 impl Counters {
@@ -27,6 +28,9 @@ impl Counters {
             events: Map::PerCpuArray(open(pins, map::EVENT_COUNTERS)?)
                 .try_into()
                 .map_err(failed(map::EVENT_COUNTERS))?,
+            samplers: Map::PerCpuArray(open(pins, map::SAMPLERS)?)
+                .try_into()
+                .map_err(failed(map::SAMPLERS))?,
         })
     }
 
@@ -68,9 +72,18 @@ impl Counters {
             })?;
             Ok::<u64, KernelError>(per_cpu.iter().fold(0, |sum, part| sum.wrapping_add(*part)))
         };
+        let mut passed_over = 0;
+        for hook in Hook::ALL {
+            let samplers = self
+                .samplers
+                .get(&(hook as u32), 0)
+                .map_err(|source| KernelError::Map { name: map::SAMPLERS, what: "read", source })?;
+            passed_over += samplers.iter().map(|sampler| sampler.packets).sum::<u64>();
+        }
         Ok(EventTotals {
             unreported: total(EventCounter::Unreported)?,
             repeated: total(EventCounter::Repeated)?,
+            passed_over,
             ring_full: total(EventCounter::RingFull)?,
         })
     }

@@ -25,6 +25,8 @@ pub enum KernelError {
     System { what: &'static str, source: io::Error },
     #[error("the policy needs {needed} {what}, and the kernel's table holds {room}")]
     TooLarge { what: &'static str, needed: usize, room: usize },
+    #[error("the policy's prefixes take more than the {room_mib} MiB that its table may have")]
+    TooManyAddresses { room_mib: u64 },
     #[error("guard already runs here (process {pid})")]
     Locked { pid: u32 },
     #[error("nothing of guard is loaded in the kernel")]
@@ -50,6 +52,7 @@ impl KernelError {
             Self::TooLarge { .. } => {
                 "Use fewer rules with different ports or ends, or wider prefixes."
             }
+            Self::TooManyAddresses { .. } => "Use shorter lists of prefixes, or wider prefixes.",
             Self::Locked { .. } => {
                 "Change its rules with `guard allow` and `guard deny`, or end it first."
             }

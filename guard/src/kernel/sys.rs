@@ -216,27 +216,84 @@ pub fn pinned(path: &Path) -> io::Result<OwnedFd> {
     bpf_fd(bpf_cmd::BPF_OBJ_GET, &mut attr)
 }
 
+/// Makes an array with keys of 32 bits. `pages` begins its values at a page (`BPF_F_MMAPABLE`, kernel 5.5).
+pub fn array_create(value_bytes: u32, entries: u32, pages: bool) -> io::Result<OwnedFd> {
+    let flags = if pages { aya_obj::generated::BPF_F_MMAPABLE } else { 0 };
+    map_create(bpf_map_type::BPF_MAP_TYPE_ARRAY, value_bytes, entries, flags, 0)
+}
+
+fn map_create(
+    map_type: bpf_map_type,
+    value_bytes: u32,
+    entries: u32,
+    flags: u32,
+    inner: u32,
+) -> io::Result<OwnedFd> {
+    let mut attr = zeroed();
+    attr.__bindgen_anon_1.map_type = map_type as u32;
+    attr.__bindgen_anon_1.key_size = 4;
+    attr.__bindgen_anon_1.value_size = value_bytes;
+    attr.__bindgen_anon_1.max_entries = entries;
+    attr.__bindgen_anon_1.map_flags = flags;
+    attr.__bindgen_anon_1.inner_map_fd = inner;
+    bpf_fd(bpf_cmd::BPF_MAP_CREATE, &mut attr)
+}
+
+/// Puts maps into an array of maps, from this place on. The kernel waits for programs under way after each call, so it is
+/// one call where the kernel knows how (`generic_map_update_batch` of `array_of_maps_map_ops` in `kernel/bpf/arraymap.c`).
+pub fn maps_put(outer: BorrowedFd<'_>, first: u32, maps: &[OwnedFd]) -> io::Result<()> {
+    if maps.is_empty() {
+        return Ok(());
+    }
+    let numbers: Vec<u32> = maps.iter().map(|map| raw(map.as_fd())).collect();
+    let keys: Vec<u32> = (first..).take(maps.len()).collect();
+    let mut attr = zeroed();
+    attr.batch.keys = keys.as_ptr() as u64;
+    attr.batch.values = numbers.as_ptr() as u64;
+    attr.batch.count = maps.len() as u32;
+    attr.batch.map_fd = raw(outer);
+    if bpf(bpf_cmd::BPF_MAP_UPDATE_BATCH, &mut attr).is_ok() {
+        return Ok(());
+    }
+    keys.iter().zip(&numbers).try_for_each(|(key, number)| map_put(outer, key, number))
+}
+
+fn map_put(map: BorrowedFd<'_>, key: &u32, value: &u32) -> io::Result<()> {
+    let mut attr = zeroed();
+    attr.__bindgen_anon_2.map_fd = raw(map);
+    attr.__bindgen_anon_2.key = (&raw const *key) as u64;
+    attr.__bindgen_anon_2.__bindgen_anon_1.value = (&raw const *value) as u64;
+    bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr).map(|_| ())
+}
+
+/// The 32 bits of an entry: of a map in an array of maps its id. `None` where there is none.
+pub fn map_get(map: BorrowedFd<'_>, key: u32) -> io::Result<Option<u32>> {
+    let mut value = 0_u32;
+    let mut attr = zeroed();
+    attr.__bindgen_anon_2.map_fd = raw(map);
+    attr.__bindgen_anon_2.key = (&raw const key) as u64;
+    attr.__bindgen_anon_2.__bindgen_anon_1.value = (&raw mut value) as u64;
+    match bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr) {
+        Ok(_) => Ok(Some(value)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+pub fn map_delete(map: BorrowedFd<'_>, key: u32) -> io::Result<()> {
+    let mut attr = zeroed();
+    attr.__bindgen_anon_2.map_fd = raw(map);
+    attr.__bindgen_anon_2.key = (&raw const key) as u64;
+    bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &mut attr).map(|_| ())
+}
+
 /// Returns when every program run that was under way has ended.
 ///
 /// An update of a map of maps from userspace waits for that (`maybe_wait_bpf_programs` in `kernel/bpf/syscall.c`, kernel
 /// 4.20); `membarrier` would too, but is refused on kernels with `nohz_full` CPUs.
 pub fn wait_for_running_programs() -> io::Result<()> {
-    let create = |map_type: bpf_map_type, inner: u32| {
-        let mut attr = zeroed();
-        attr.__bindgen_anon_1.map_type = map_type as u32;
-        attr.__bindgen_anon_1.key_size = 4;
-        attr.__bindgen_anon_1.value_size = 4;
-        attr.__bindgen_anon_1.max_entries = 1;
-        attr.__bindgen_anon_1.inner_map_fd = inner;
-        bpf_fd(bpf_cmd::BPF_MAP_CREATE, &mut attr)
-    };
-    let inner = create(bpf_map_type::BPF_MAP_TYPE_ARRAY, 0)?;
-    let inner_number = raw(inner.as_fd());
-    let outer = create(bpf_map_type::BPF_MAP_TYPE_ARRAY_OF_MAPS, inner_number)?;
-    let key = 0_u32;
-    let mut attr = zeroed();
-    attr.__bindgen_anon_2.map_fd = raw(outer.as_fd());
-    attr.__bindgen_anon_2.key = (&raw const key) as u64;
-    attr.__bindgen_anon_2.__bindgen_anon_1.value = (&raw const inner_number) as u64;
-    bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr).map(|_| ())
+    let inner = array_create(4, 1, false)?;
+    let number = raw(inner.as_fd());
+    let outer = map_create(bpf_map_type::BPF_MAP_TYPE_ARRAY_OF_MAPS, 4, 1, 0, number)?;
+    map_put(outer.as_fd(), &0, &number)
 }

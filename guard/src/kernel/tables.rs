@@ -1,37 +1,51 @@
 //! The policy's tables: two slots of each, one in force, the other written.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{self, BTreeMap},
+    hash::Hash,
+    os::fd::AsFd as _,
+};
 
-use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key};
+use aya::{
+    Pod,
+    maps::{Array, HashMap, Map, MapData, MapError},
+};
 use guard_common::{
     abi::{
-        ABI_VERSION, InsideKey, Ladder, MAX_GUARDED_PORTS, MAX_INSIDE, MAX_LADDERS, MAX_SOURCES,
-        MAX_VIA_INDICES, POLICY_SLOTS, PORT_ALIAS, PORT_WORDS, PolicyHeader, PortIndex, PortKey,
-        PortValue, SourceKey, SourceValue, ViaKey, map, port_word,
+        ABI_VERSION, InsideKey, Ladder, MAX_GUARDED_PORTS, MAX_INSIDE, MAX_LADDERS,
+        MAX_VIA_INDICES, POLICY_SLOTS, PORT_ALIAS, PORT_WORDS, PolicyHeader, PortIndex,
+        PortIndices, ViaKey, map, port_word,
     },
     packet::Protocol,
+    sources::{
+        self, LINES_PER_CHUNK, LINES_PER_PAGE, Line, MAX_CHUNKS, PAGES_PER_CHUNK, Page, TooLong,
+    },
 };
 
 use super::{KernelError, pins::Pins, probe, sys};
-use crate::{
-    compile::{Prefix, Tables},
-    plan,
-    rule::GuardedPort,
-};
+use crate::{compile::Tables, rule::GuardedPort};
+
+/// Chunks of the source table that the slot out of force keeps, so that the next policy finds room at once.
+const KEPT_CHUNKS: usize = 1;
+
+type Chunk = Array<MapData, Page>;
 
 /// The pinned tables.
 pub struct PolicyMaps {
     active: Array<MapData, u32>,
     policy: Array<MapData, PolicyHeader>,
     port_bits: Array<MapData, u64>,
-    ports: HashMap<MapData, PortKey, PortValue>,
-    sources: LpmTrie<MapData, SourceKey, SourceValue>,
+    port_indices: Array<MapData, PortIndices>,
+    /// An array of chunks.
+    sources: MapData,
     ladders: Array<MapData, Ladder>,
     inside: HashMap<MapData, InsideKey, u32>,
     vias: HashMap<MapData, ViaKey, u32>,
     instance: u64,
-    /// What each slot holds, where this process has written it whole. Nobody else writes while it has the lock.
-    written: [Option<Tables>; POLICY_SLOTS as usize],
+    /// The chunks that each slot has.
+    chunks: [Vec<Chunk>; POLICY_SLOTS as usize],
+    /// What this process has put in force last. Nobody else does while it has the lock.
+    put: Option<Tables>,
 }
 
 /// What holds for a whole policy, beside its tables.
@@ -61,18 +75,18 @@ impl PolicyMaps {
     /// When a pin is missing or holds something else.
     pub fn open(pins: &Pins) -> Result<Self, KernelError> {
         let array = |name| Ok::<_, KernelError>(Map::Array(open(pins, name)?));
+        let sources = open(pins, map::SOURCES)?;
         Ok(Self {
             active: array(map::ACTIVE)?.try_into().map_err(failed(map::ACTIVE, "opened"))?,
             policy: array(map::POLICY)?.try_into().map_err(failed(map::POLICY, "opened"))?,
             port_bits: array(map::PORT_BITS)?
                 .try_into()
                 .map_err(failed(map::PORT_BITS, "opened"))?,
-            ports: Map::HashMap(open(pins, map::PORTS)?)
+            port_indices: array(map::PORT_INDICES)?
                 .try_into()
-                .map_err(failed(map::PORTS, "opened"))?,
-            sources: Map::LpmTrie(open(pins, map::SOURCES)?)
-                .try_into()
-                .map_err(failed(map::SOURCES, "opened"))?,
+                .map_err(failed(map::PORT_INDICES, "opened"))?,
+            chunks: [slot_chunks(&sources, 0)?, slot_chunks(&sources, 1)?],
+            sources,
             ladders: array(map::LADDERS)?.try_into().map_err(failed(map::LADDERS, "opened"))?,
             inside: Map::HashMap(open(pins, map::INSIDE)?)
                 .try_into()
@@ -81,7 +95,7 @@ impl PolicyMaps {
                 .try_into()
                 .map_err(failed(map::VIAS, "opened"))?,
             instance: pins.instance,
-            written: [None, None],
+            put: None,
         })
     }
 
@@ -101,20 +115,17 @@ impl PolicyMaps {
         self.policy.get(&slot, 0).map(Some).map_err(failed(map::POLICY, "read"))
     }
 
-    /// The tables in force; `None` before the first policy.
-    ///
-    /// # Errors
-    /// When a map can't be read.
-    pub fn in_force(&self) -> Result<Option<Tables>, KernelError> {
-        self.active_slot()?.map(|slot| self.read_slot(slot)).transpose()
+    /// The tables in force, where this process has put them in force.
+    #[must_use]
+    pub fn put_tables(&self) -> Option<&Tables> {
+        self.put.as_ref()
     }
 
-    /// The tables in force, where this process has put them in force.
-    ///
-    /// # Errors
-    /// When a map can't be read.
-    pub fn written_in_force(&self) -> Result<Option<&Tables>, KernelError> {
-        Ok(self.active_slot()?.and_then(|slot| self.written[slot as usize].as_ref()))
+    /// What the chunks of the source tables take of the kernel's memory.
+    #[must_use]
+    pub fn sources_bytes(&self) -> u64 {
+        let chunks = self.chunks.iter().map(Vec::len).sum::<usize>() as u64;
+        chunks * u64::from(PAGES_PER_CHUNK) * size_of::<Page>() as u64
     }
 
     /// The guarded ports in force; none before the first policy.
@@ -150,19 +161,16 @@ impl PolicyMaps {
     /// When a table can't hold it or a map can't be written. The policy in force is as it was.
     pub fn put_in_force(&mut self, wanted: &Tables, terms: Terms) -> Result<u64, KernelError> {
         check_room(wanted)?;
+        let lines =
+            sources::build(&wanted.sources).map_err(|TooLong| KernelError::TooManyAddresses {
+                room_mib: u64::from(MAX_CHUNKS * PAGES_PER_CHUNK) * size_of::<Page>() as u64 >> 20,
+            })?;
         let active = self.active_slot()?;
         let slot = active.map_or(0, |active| (active + 1) % POLICY_SLOTS);
         // A packet that came in before the last swap may still be walking this slot.
-        sys::wait_for_running_programs().map_err(|source| KernelError::System {
-            what: "waiting for packets under way",
-            source,
-        })?;
+        wait_for_packets()?;
 
-        let current = match self.written[slot as usize].take() {
-            Some(tables) => tables,
-            None => self.read_slot(slot)?,
-        };
-        self.write_slot(slot, &current, wanted)?;
+        self.write_slot(slot, wanted, &lines)?;
         let generation = self.newest_generation()? + 1;
         let header = PolicyHeader {
             generation,
@@ -177,9 +185,15 @@ impl PolicyMaps {
             reserved: 0,
         };
         self.policy.set(slot, header, 0).map_err(failed(map::POLICY, "written"))?;
-        self.written[slot as usize] = Some(wanted.clone());
         // From here on packets see it.
         self.active.set(0, slot + 1, 0).map_err(failed(map::ACTIVE, "written"))?;
+        self.put = Some(wanted.clone());
+        if let Some(before) = active
+            && let Err(error) = self.give_back(before)
+        {
+            // The policy is in force, and the next one tries again.
+            log::warn!("memory of the policy before stays taken: {error}");
+        }
         Ok(generation)
     }
 
@@ -193,69 +207,89 @@ impl PolicyMaps {
     fn write_slot(
         &mut self,
         slot: u32,
-        current: &Tables,
         wanted: &Tables,
+        lines: &[Line],
     ) -> Result<(), KernelError> {
-        let plan = plan::plan(current, wanted);
-        for prefix in &plan.remove_sources {
-            match self.sources.remove(&source_key(slot, prefix)) {
-                Err(MapError::KeyNotFound) | Ok(()) => {}
-                Err(error) => return Err(failed(map::SOURCES, "written")(error)),
-            }
+        self.write_sources(slot, lines)?;
+        for (index, ladder) in (slot * MAX_LADDERS..).zip(&wanted.ladders) {
+            self.ladders.set(index, ladder, 0).map_err(failed(map::LADDERS, "written"))?;
         }
-        for (prefix, value) in &plan.put_sources {
-            self.sources
-                .insert(&source_key(slot, prefix), *value, 0)
-                .map_err(failed(map::SOURCES, "written"))?;
-        }
-        for port in &plan.remove_ports {
-            match self.ports.remove(&port_key(slot, *port)) {
-                Err(MapError::KeyNotFound) | Ok(()) => {}
-                Err(error) => return Err(failed(map::PORTS, "written")(error)),
-            }
-        }
-        for (port, value) in &plan.put_ports {
-            self.ports
-                .insert(port_key(slot, *port), *value, 0)
-                .map_err(failed(map::PORTS, "written"))?;
-        }
-        for ifindex in &plan.remove_vias {
-            match self.vias.remove(&ViaKey { slot, ifindex: *ifindex }) {
-                Err(MapError::KeyNotFound) | Ok(()) => {}
-                Err(error) => return Err(failed(map::VIAS, "written")(error)),
-            }
-        }
-        for (ifindex, column) in &plan.put_vias {
-            self.vias
-                .insert(ViaKey { slot, ifindex: *ifindex }, *column, 0)
-                .map_err(failed(map::VIAS, "written"))?;
-        }
-        for (index, ladder) in &plan.put_ladders {
-            self.ladders
-                .set(slot * MAX_LADDERS + index, ladder, 0)
-                .map_err(failed(map::LADDERS, "written"))?;
-        }
-        for ifindex in plan.remove_inside {
-            match self.inside.remove(&InsideKey { slot, ifindex }) {
-                Err(MapError::KeyNotFound) | Ok(()) => {}
-                Err(error) => return Err(failed(map::INSIDE, "written")(error)),
-            }
-        }
-        for ifindex in plan.put_inside {
-            self.inside
-                .insert(InsideKey { slot, ifindex }, 1, 0)
-                .map_err(failed(map::INSIDE, "written"))?;
-        }
-        self.write_port_bits(slot, wanted)
+        let vias = wanted.vias.iter().map(|(ifindex, column)| (*ifindex, *column));
+        let vias = vias.map(|(ifindex, column)| (ViaKey { slot, ifindex }, column));
+        replace(&mut self.vias, map::VIAS, |key| key.slot == slot, vias.collect())?;
+        let inside = wanted.inside.iter().map(|ifindex| (InsideKey { slot, ifindex: *ifindex }, 1));
+        replace(&mut self.inside, map::INSIDE, |key| key.slot == slot, inside.collect())?;
+        self.write_ports(slot, wanted)
     }
 
-    fn write_port_bits(&mut self, slot: u32, wanted: &Tables) -> Result<(), KernelError> {
+    fn write_sources(&mut self, slot: u32, lines: &[Line]) -> Result<(), KernelError> {
+        self.add_chunks(slot, lines.len().div_ceil(LINES_PER_CHUNK as usize))?;
+        let in_chunks = lines.chunks(LINES_PER_CHUNK as usize);
+        for (chunk, lines) in self.chunks[slot as usize].iter_mut().zip(in_chunks) {
+            for (number, lines) in (0..).zip(lines.chunks(LINES_PER_PAGE as usize)) {
+                let words = lines.as_flattened();
+                let mut page: Page = [0; _];
+                page[..words.len()].copy_from_slice(words);
+                chunk.set(number, page, 0).map_err(failed(map::SOURCES, "written"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a slot as many chunks as it needs.
+    fn add_chunks(&mut self, slot: u32, needed: usize) -> Result<(), KernelError> {
+        let failed = |source| KernelError::System { what: "making room for addresses", source };
+        let held = self.chunks[slot as usize].len();
+        let mut fresh = Vec::new();
+        for _ in held..needed {
+            fresh.push(
+                sys::array_create(size_of::<Page>() as u32, PAGES_PER_CHUNK, true)
+                    .map_err(failed)?,
+            );
+        }
+        let first = slot * MAX_CHUNKS + held as u32;
+        sys::maps_put(self.sources.fd().as_fd(), first, &fresh).map_err(failed)?;
+        for chunk in fresh {
+            let chunk = MapData::from_fd(chunk).map(Map::Array).and_then(Chunk::try_from);
+            self.chunks[slot as usize].push(chunk.map_err(self::failed(map::SOURCES, "opened"))?);
+        }
+        Ok(())
+    }
+
+    /// Takes the chunks from a slot out of force that it need not keep.
+    fn give_back(&mut self, slot: u32) -> Result<(), KernelError> {
+        if self.chunks[slot as usize].len() <= KEPT_CHUNKS {
+            return Ok(());
+        }
+        // A packet that came in before the swap may still be walking them.
+        wait_for_packets()?;
+        while self.chunks[slot as usize].len() > KEPT_CHUNKS {
+            let number = self.chunks[slot as usize].len() as u32 - 1;
+            sys::map_delete(self.sources.fd().as_fd(), slot * MAX_CHUNKS + number)
+                .map_err(|source| KernelError::System { what: "giving memory back", source })?;
+            self.chunks[slot as usize].pop();
+        }
+        Ok(())
+    }
+
+    fn write_ports(&mut self, slot: u32, wanted: &Tables) -> Result<(), KernelError> {
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             let first = port_word(slot, protocol, 0);
             let mut words = [0_u64; PORT_WORDS as usize];
-            let guarded = wanted.ports.keys().chain(wanted.aliases.keys());
-            for port in guarded.filter(|port| port.protocol == protocol) {
+            let mut indices: BTreeMap<u32, PortIndices> = BTreeMap::new();
+            let ports = wanted.ports.iter().map(|(port, index)| (port, *index as u8));
+            let aliases =
+                wanted.aliases.iter().map(|(port, index)| (port, *index as u8 | PORT_ALIAS));
+            for (port, index) in ports.chain(aliases).filter(|(port, _)| port.protocol == protocol)
+            {
                 words[usize::from(port.number >> 6)] |= 1 << (port.number & 63);
+                let word = port_word(slot, protocol, port.number);
+                indices.entry(word).or_insert([0; 64])[usize::from(port.number & 63)] = index;
+            }
+            for (word, indices) in indices {
+                self.port_indices
+                    .set(word, indices, 0)
+                    .map_err(failed(map::PORT_INDICES, "written"))?;
             }
             for (index, word) in (first..).zip(words) {
                 let held = self.port_bits.get(&index, 0).map_err(failed(map::PORT_BITS, "read"))?;
@@ -272,54 +306,68 @@ impl PolicyMaps {
     /// The guarded ports, and their aliases.
     fn read_ports(&self, slot: u32) -> Result<(Indices, Indices), KernelError> {
         let (mut ports, mut aliases) = (Indices::new(), Indices::new());
-        for entry in &self.ports {
-            let (key, value) = entry.map_err(failed(map::PORTS, "read"))?;
-            if let (true, Some(protocol)) = (key.slot() == slot, key.protocol()) {
-                let is_alias = value.flags & PORT_ALIAS != 0;
-                let indices = if is_alias { &mut aliases } else { &mut ports };
-                indices.insert(GuardedPort { protocol, number: key.port() }, value.index);
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            for first in (0..=u16::MAX).step_by(64) {
+                let place = port_word(slot, protocol, first);
+                let word = self.port_bits.get(&place, 0).map_err(failed(map::PORT_BITS, "read"))?;
+                if word == 0 {
+                    continue;
+                }
+                let indices =
+                    self.port_indices.get(&place, 0).map_err(failed(map::PORT_INDICES, "read"))?;
+                let numbers = (first..=first + 63).zip(indices);
+                for (number, octet) in numbers.filter(|(number, _)| word >> (number & 63) & 1 != 0)
+                {
+                    let kind = if octet & PORT_ALIAS != 0 { &mut aliases } else { &mut ports };
+                    let port = GuardedPort { protocol, number };
+                    kind.insert(port, PortIndex::from(octet & !PORT_ALIAS));
+                }
             }
         }
         Ok((ports, aliases))
     }
+}
 
-    fn read_inside(&self, slot: u32) -> Result<BTreeSet<u32>, KernelError> {
-        let keys = self.inside.keys().map(|key| key.map_err(failed(map::INSIDE, "read")));
-        keys.filter_map(|key| key.map(|key| (key.slot == slot).then_some(key.ifindex)).transpose())
-            .collect()
+/// The chunks that a slot has: the first so many.
+fn slot_chunks(sources: &MapData, slot: u32) -> Result<Vec<Chunk>, KernelError> {
+    let mut chunks = Vec::new();
+    for place in (slot * MAX_CHUNKS..).take(MAX_CHUNKS as usize) {
+        let id = sys::map_get(sources.fd().as_fd(), place)
+            .map_err(|source| KernelError::System { what: "reading the source table", source })?;
+        let Some(id) = id else { break };
+        chunks.push(chunk(MapData::from_id(id))?);
     }
+    Ok(chunks)
+}
 
-    fn read_slot(&self, slot: u32) -> Result<Tables, KernelError> {
-        let (ports, aliases) = self.read_ports(slot)?;
-        let inside = self.read_inside(slot)?;
-        let mut tables = Tables { ports, aliases, inside, ..Tables::default() };
-        for entry in &self.sources {
-            let (key, value) = entry.map_err(failed(map::SOURCES, "read"))?;
-            let (bits, key) = (key.prefix_len(), key.data());
-            let bits =
-                bits.checked_sub(SourceKey::HEAD_BITS).and_then(|bits| u8::try_from(bits).ok());
-            if let (true, Some(family), Some(bits)) = (key.slot() == slot, key.family(), bits) {
-                tables.sources.insert(Prefix { family, address: *key.address(), bits }, value);
-            }
+fn chunk(map: Result<MapData, MapError>) -> Result<Chunk, KernelError> {
+    map.and_then(|map| Map::Array(map).try_into()).map_err(failed(map::SOURCES, "opened"))
+}
+
+/// Makes these the entries of a slot.
+fn replace<K: Pod + Eq + Hash, V: Pod>(
+    entries: &mut HashMap<MapData, K, V>,
+    name: &'static str,
+    is_of_slot: impl Fn(&K) -> bool,
+    wanted: collections::HashMap<K, V>,
+) -> Result<(), KernelError> {
+    let keys: Result<Vec<K>, MapError> = entries.keys().collect();
+    let held = keys.map_err(failed(name, "read"))?.into_iter().filter(is_of_slot);
+    for key in held.filter(|key| !wanted.contains_key(key)) {
+        match entries.remove(&key) {
+            Err(MapError::KeyNotFound) | Ok(()) => {}
+            Err(error) => return Err(failed(name, "written")(error)),
         }
-        for entry in &self.vias {
-            let (key, column) = entry.map_err(failed(map::VIAS, "read"))?;
-            if key.slot == slot {
-                tables.vias.insert(key.ifindex, column);
-            }
-        }
-        let rows = tables.sources.values().map(|value| value.row).max().unwrap_or(0) + 1;
-        let in_row = tables.ports.len() * tables.columns() as usize;
-        let ladders = (rows as usize * in_row).min(MAX_LADDERS as usize) as u32;
-        for index in 0..ladders {
-            let ladder = self
-                .ladders
-                .get(&(slot * MAX_LADDERS + index), 0)
-                .map_err(failed(map::LADDERS, "read"))?;
-            tables.ladders.push(ladder);
-        }
-        Ok(tables)
     }
+    for (key, value) in wanted {
+        entries.insert(key, value, 0).map_err(failed(name, "written"))?;
+    }
+    Ok(())
+}
+
+fn wait_for_packets() -> Result<(), KernelError> {
+    sys::wait_for_running_programs()
+        .map_err(|source| KernelError::System { what: "waiting for packets under way", source })
 }
 
 fn check_room(wanted: &Tables) -> Result<(), KernelError> {
@@ -328,7 +376,6 @@ fn check_room(wanted: &Tables) -> Result<(), KernelError> {
         ("combinations of rules", wanted.ladders.len(), MAX_LADDERS as usize),
         ("local bridges and containers' interfaces", wanted.inside.len(), MAX_INSIDE as usize),
         ("interfaces of rules", wanted.vias.len(), (MAX_VIA_INDICES / POLICY_SLOTS) as usize),
-        ("prefixes", wanted.sources.len(), (MAX_SOURCES / POLICY_SLOTS) as usize),
     ];
     for (what, needed, room) in rooms {
         if needed > room {
@@ -336,15 +383,4 @@ fn check_room(wanted: &Tables) -> Result<(), KernelError> {
         }
     }
     Ok(())
-}
-
-fn source_key(slot: u32, prefix: &Prefix) -> Key<SourceKey> {
-    Key::new(
-        SourceKey::prefix_bits(prefix.bits),
-        SourceKey::new(slot, prefix.family, prefix.address),
-    )
-}
-
-const fn port_key(slot: u32, port: GuardedPort) -> PortKey {
-    PortKey::at_every_address(slot, port.protocol, port.number)
 }

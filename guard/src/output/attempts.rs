@@ -18,8 +18,9 @@ pub fn attempt(attempt: &Attempt, view: &View) -> String {
         Some(interface) => format!("on {}", escaped(interface)),
         None => "at a socket".to_owned(),
     };
+    let about = if attempt.sampled { "about " } else { "" };
     format!(
-        "{} {verdict} {} {} → {} {}{flags} {place} ({}), {}\n",
+        "{} {verdict} {} {} → {} {}{flags} {place} ({}), {about}{}\n",
         view.time(attempt.time),
         escaped(&attempt.reason),
         end(attempt.source, attempt.source_port),
@@ -58,6 +59,12 @@ mod tests {
             attempt(&three, &view()),
             "01:02:03 drop no-rule 203.0.113.9:51234 → 198.51.100.4:11434 tcp SYN on eth0 (xdp), 3 packets\n"
         );
+    }
+
+    #[test]
+    fn what_was_sampled_is_about_right() {
+        let sampled = Attempt { packets: 640, sampled: true, ..example() };
+        assert!(attempt(&sampled, &view()).ends_with("(xdp), about 640 packets\n"));
     }
 
     #[test]

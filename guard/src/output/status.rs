@@ -180,8 +180,9 @@ fn totals(counters: &[CounterView], page: &mut Page) {
 }
 
 fn unreported(status: &Status, page: &mut Page) {
-    if status.events.unreported > 0 {
-        let packets = count(status.events.unreported, "packet");
+    let unreported = status.events.unreported + status.events.passed_over;
+    if unreported > 0 {
+        let packets = count(unreported, "packet");
         page.line(format!("of these not in guard events: {packets}"));
     }
     if status.events.ring_full > 0 {
@@ -398,7 +399,7 @@ pub(crate) mod tests {
         let busy = Status {
             daemon: None,
             wide_rules: vec!["allow 10.0.0.0/7 (rule 3)".into()],
-            events: EventTotals { unreported: 34, repeated: 0, ring_full: 2 },
+            events: EventTotals { unreported: 30, repeated: 0, passed_over: 4, ring_full: 2 },
             ..example()
         };
         let text = status(&busy, &view());
