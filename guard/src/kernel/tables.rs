@@ -124,8 +124,7 @@ impl PolicyMaps {
     /// What the chunks of the source tables take of the kernel's memory.
     #[must_use]
     pub fn sources_bytes(&self) -> u64 {
-        let chunks = self.chunks.iter().map(Vec::len).sum::<usize>() as u64;
-        chunks * u64::from(PAGES_PER_CHUNK) * size_of::<Page>() as u64
+        chunks_bytes(self.chunks.iter().map(Vec::len).sum::<usize>() as u64)
     }
 
     /// The guarded ports in force; none before the first policy.
@@ -161,10 +160,9 @@ impl PolicyMaps {
     /// When a table can't hold it or a map can't be written. The policy in force is as it was.
     pub fn put_in_force(&mut self, wanted: &Tables, terms: Terms) -> Result<u64, KernelError> {
         check_room(wanted)?;
-        let lines =
-            sources::build(&wanted.sources).map_err(|TooLong| KernelError::TooManyAddresses {
-                room_mib: u64::from(MAX_CHUNKS * PAGES_PER_CHUNK) * size_of::<Page>() as u64 >> 20,
-            })?;
+        let lines = sources::build(&wanted.sources).map_err(|TooLong| {
+            KernelError::TooManyAddresses { room_mib: chunks_bytes(MAX_CHUNKS.into()) >> 20 }
+        })?;
         let active = self.active_slot()?;
         let slot = active.map_or(0, |active| (active + 1) % POLICY_SLOTS);
         // A packet that came in before the last swap may still be walking this slot.
@@ -319,6 +317,10 @@ impl PolicyMaps {
         }
         Ok((ports, aliases))
     }
+}
+
+const fn chunks_bytes(chunks: u64) -> u64 {
+    chunks * PAGES_PER_CHUNK as u64 * size_of::<Page>() as u64
 }
 
 /// The chunks that a slot has: the first so many.
