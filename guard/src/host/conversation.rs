@@ -2,13 +2,24 @@
 //!
 //! A netlink socket speaks of the network namespace that it was made in.
 
-use std::io;
+use std::{convert::Infallible, io};
 
 use netlink_packet_core::{
     DecodeError, NLM_F_REQUEST, NetlinkBuffer, NetlinkDeserializable, NetlinkHeader,
     NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
 use netlink_sys::{Socket, SocketAddr};
+
+/// What stands in an answer behind a header of so many bytes.
+pub(super) struct Behind<const HEADER_BYTES: usize>(pub Vec<u8>);
+
+impl<const HEADER_BYTES: usize> NetlinkDeserializable for Behind<HEADER_BYTES> {
+    type Error = Infallible;
+
+    fn deserialize(_: &NetlinkHeader, payload: &[u8]) -> Result<Self, Infallible> {
+        Ok(Self(payload.get(HEADER_BYTES..).unwrap_or_default().to_vec()))
+    }
+}
 
 /// Questions to the kernel, one at a time, each waited for.
 #[derive(Debug)]

@@ -1,14 +1,14 @@
 //! Generic netlink: families of questions that the kernel knows by name (`include/uapi/linux/genetlink.h`).
 
-use std::{convert::Infallible, io};
+use std::io;
 
 use netlink_packet_core::{
     DefaultNla, Emitable as _, NLA_F_NESTED, NLA_HEADER_SIZE, NLM_F_ACK, NLM_F_DUMP,
-    NetlinkDeserializable, NetlinkHeader, NetlinkSerializable, NlasIterator,
+    NetlinkSerializable, NlasIterator,
 };
 use netlink_sys::protocols::NETLINK_GENERIC;
 
-use super::conversation::Conversation;
+use super::conversation::{Behind, Conversation};
 
 /// The family that knows the others (`GENL_ID_CTRL`), its question for one of them, and the attributes of it and of the answer.
 const CONTROLLER: u16 = 0x10;
@@ -78,7 +78,8 @@ impl Family {
         mut take: impl FnMut(Attributes<'_>),
     ) -> io::Result<()> {
         let question = Question { family: self.id, command, attributes };
-        self.conversation.ask(question, flags, |Answer(bytes)| take(Attributes(&bytes)))
+        self.conversation
+            .ask(question, flags, |Behind::<HEADER_BYTES>(bytes)| take(Attributes(&bytes)))
     }
 }
 
@@ -164,17 +165,6 @@ impl NetlinkSerializable for Question {
         let (header, attributes) = buffer.split_at_mut(HEADER_BYTES);
         header.copy_from_slice(&[self.command, VERSION, 0, 0]);
         self.attributes.as_slice().emit(attributes);
-    }
-}
-
-/// An answer's attributes, as they came.
-struct Answer(Vec<u8>);
-
-impl NetlinkDeserializable for Answer {
-    type Error = Infallible;
-
-    fn deserialize(_: &NetlinkHeader, payload: &[u8]) -> Result<Self, Infallible> {
-        Ok(Self(payload.get(HEADER_BYTES..).unwrap_or_default().to_vec()))
     }
 }
 

@@ -5,15 +5,13 @@
 //! ethtool's questions wake a card that the kernel has put to sleep (`ethnl_ops_begin` in `net/ethtool/netlink.c`): they are for
 //! when somebody asks, or an interface is about to be covered, not for every look.
 
-use std::{convert::Infallible, fs, io, path::Path};
+use std::{fs, io, path::Path};
 
-use netlink_packet_core::{
-    DefaultNla, NLM_F_DUMP, NetlinkDeserializable, NetlinkHeader, NetlinkSerializable,
-};
+use netlink_packet_core::{DefaultNla, NLM_F_DUMP, NetlinkSerializable};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 
 use super::{
-    conversation::Conversation,
+    conversation::{Behind, Conversation},
     generic::{Attributes, Family, Value, nest, number},
     interfaces::{Link, Parent},
 };
@@ -260,22 +258,11 @@ impl NetlinkSerializable for XdpQuestion {
     }
 }
 
-/// The attributes of a socket.
-struct XdpAnswer(Vec<u8>);
-
-impl NetlinkDeserializable for XdpAnswer {
-    type Error = Infallible;
-
-    fn deserialize(_: &NetlinkHeader, payload: &[u8]) -> Result<Self, Infallible> {
-        Ok(Self(payload.get(XDP_DIAG_MSG_BYTES..).unwrap_or_default().to_vec()))
-    }
-}
-
 /// Whether an `AF_XDP` socket takes packets from the interface without copying.
 fn xdp_sockets(index: u32) -> io::Result<bool> {
     let mut is_any = false;
     let mut conversation = Conversation::open(NETLINK_SOCK_DIAG)?;
-    conversation.ask(XdpQuestion, NLM_F_DUMP, |XdpAnswer(attributes)| {
+    conversation.ask(XdpQuestion, NLM_F_DUMP, |Behind::<XDP_DIAG_MSG_BYTES>(attributes)| {
         is_any |= takes_queue(Attributes(&attributes), index);
     })?;
     Ok(is_any)
