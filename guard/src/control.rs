@@ -167,6 +167,9 @@ pub struct Status {
     /// In observe: when dropping resumes.
     pub observe_until: Option<Timestamp>,
     pub generation: Option<u64>,
+    /// What the table of sources takes of the kernel's memory, in bytes.
+    #[serde(default)]
+    pub source_table_bytes: u64,
     /// The daemon's process id, when one is alive.
     pub daemon: Option<u32>,
     pub ports: Vec<String>,

@@ -205,6 +205,7 @@ mod tests {
             mode: Mode::Enforce,
             observe_until: None,
             generation: Some(1),
+            source_table_bytes: 4 << 20,
             daemon: Some(900),
             ports: vec!["11434".into()],
             published: Vec::new(),

@@ -66,6 +66,7 @@ impl Control for Fake {
             mode: Mode::Enforce,
             observe_until: None,
             generation: Some(1),
+            source_table_bytes: 4 << 20,
             daemon: Some(1),
             ports: vec!["11434".into()],
             published: Vec::new(),

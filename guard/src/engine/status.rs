@@ -69,6 +69,7 @@ pub fn status(engine: &Engine) -> Result<Status, Failure> {
             .then(|| BootClock::sample().wall(observe_until_ns))
             .flatten(),
         generation: header.map(|header| header.generation),
+        source_table_bytes: engine.maps.as_ref().map_or(0, PolicyMaps::source_table_bytes),
         daemon: engine.is_daemon.then(std::process::id),
         ports: policy.ports.iter().map(ToString::to_string).collect(),
         published,

@@ -123,7 +123,7 @@ impl PolicyMaps {
 
     /// What the chunks of the source tables take of the kernel's memory.
     #[must_use]
-    pub fn sources_bytes(&self) -> u64 {
+    pub fn source_table_bytes(&self) -> u64 {
         chunks_bytes(self.chunks.iter().map(Vec::len).sum::<usize>() as u64)
     }
 
@@ -248,8 +248,7 @@ impl PolicyMaps {
         let first = slot * MAX_CHUNKS + held as u32;
         sys::maps_put(self.sources.fd().as_fd(), first, &fresh).map_err(failed)?;
         for chunk in fresh {
-            let chunk = MapData::from_fd(chunk).map(Map::Array).and_then(Chunk::try_from);
-            self.chunks[slot as usize].push(chunk.map_err(self::failed(map::SOURCES, "opened"))?);
+            self.chunks[slot as usize].push(self::chunk(MapData::from_fd(chunk))?);
         }
         Ok(())
     }

@@ -177,10 +177,18 @@ pub fn backstop(backstop: &BackstopStatus) -> String {
     }
 }
 
+/// The memory of a source table that people are told of.
+const WORTH_SAYING_BYTES: u64 = 16 << 20;
+
 fn rules(status: &Status) -> String {
     match status.generation {
         Some(generation) => {
-            format!("{} in force (generation {generation})", count(status.rules as u64, "rule"))
+            let memory = match status.source_table_bytes {
+                ..WORTH_SAYING_BYTES => String::new(),
+                large => format!(", whose sources take {} of memory", bytes(large)),
+            };
+            let rules = count(status.rules as u64, "rule");
+            format!("{rules} in force (generation {generation}){memory}")
         }
         None => format!("{} kept for the next start", count(status.rules as u64, "rule")),
     }
@@ -254,6 +262,7 @@ pub(crate) mod tests {
             mode: Mode::Enforce,
             observe_until: None,
             generation: Some(7),
+            source_table_bytes: 4 << 20,
             daemon: Some(812),
             ports: vec!["11434".into()],
             published: Vec::new(),
@@ -342,6 +351,13 @@ pub(crate) mod tests {
         );
         all.extend((10..23).map(|number| interface(number, "b")));
         assert!(native(&all)[1].contains("eth18 and 4 more: guard run"), "{:?}", native(&all));
+    }
+
+    #[test]
+    fn a_large_table_is_told() {
+        let large = Status { source_table_bytes: 132_120_576, ..example() };
+        let line = "2 rules in force (generation 7), whose sources take 132.1 MB of memory\n";
+        assert!(status(&large, &view()).contains(line));
     }
 
     #[test]
