@@ -21,6 +21,12 @@ pub fn has_tcx() -> bool {
     release() >= (6, 6)
 }
 
+/// Below 5.11 maps count as locked memory.
+#[must_use]
+pub fn counts_locked_memory() -> bool {
+    release() < (5, 11)
+}
+
 /// Kernel 5.16 says how many instructions of a program it has verified.
 #[must_use]
 pub fn counts_verified_instructions() -> bool {

@@ -538,6 +538,9 @@ impl Drop for Follower {
     }
 }
 
+/// With as little locked memory as these kernels allow whom nobody has given more (`MLOCK_LIMIT`).
+const AS_LOGGED_IN: [&str; 4] = ["sh", "-c", "ulimit -l 64 && exec \"$@\"", "sh"];
+
 /// A guard command on a machine. The process dies with the thread that starts it, also when that is killed.
 fn command(
     machine: &Machine,
@@ -551,6 +554,7 @@ fn command(
         .args(["--pdeathsig", "KILL", "nsenter"])
         .arg(format!("--net={}", machine.netns_path().display()))
         .args(scene)
+        .args(AS_LOGGED_IN.into_iter().filter(|_| kernel::counts_locked_memory()))
         .arg(binary())
         .arg("--config")
         .arg(configuration)

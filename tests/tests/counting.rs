@@ -1,8 +1,9 @@
 //! What is counted and reported is what was sent: no packet twice, and none lost.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, thread, time::Duration};
 
 use guard::{control::Status, events::Attempt};
+use guard_common::abi::WHOLE_PER_TICK;
 use guard_tests::{
     lab::{CLIENT, CONTAINER, Lab, OLLAMA, SERVER},
     machine::Reply,
@@ -54,9 +55,8 @@ fn each_packet_is_counted_once_when_observing(attach: Attach) {
     // The backstop has seen the same packets: it counts them under its own name, and reports none of them again.
     if attach != Attach::Socket {
         guard.expect_counted("cgroup", "would-drop", "no-rule", PACKETS.into());
-        let Status { events: totals, .. } = guard.status();
-        assert!(totals.repeated > 0, "{totals:#?}");
-        assert!(events.attempts().iter().all(|attempt| attempt.hook == attach.hook()));
+        let status = guard.status();
+        assert_eq!(status.events.repeated, u64::from(PACKETS), "{status:#?}");
     }
 }
 
@@ -96,6 +96,30 @@ fn an_attempt_is_reported_as_it_was(attach: Attach) {
         };
         assert_eq!(*attempt, expected);
     }
+}
+
+on_each_hook!(a_flood_is_sampled_and_nothing_of_it_is_lost, [native, generic, tcx, clsact, socket]);
+fn a_flood_is_sampled_and_nothing_of_it_is_lost(attach: Attach) {
+    const FLOOD: u16 = 5000;
+    let lab = Lab::new(&format!("a_flood_is_sampled {attach}"));
+    let _listener = lab.serve();
+    let guard = lab.start_guard(attach, "");
+    let events = guard.follow();
+
+    send_at_once(&lab, (0..FLOOD).map(|i| (wire::stranger_v4(i % 256), 2000 + i).into()));
+    guard.expect_counted(attach.hook(), "drop", "no-rule", FLOOD.into());
+    until("every packet is accounted for", || is_all_accounted_for(&events, &guard.status()));
+    let attempts = events.attempts();
+    assert!(attempts.iter().any(|attempt| attempt.sampled), "{attempts:#?}");
+    // And it is over when it is over: who comes then is looked at by itself.
+    thread::sleep(Duration::from_millis(20));
+    let late = (wire::stranger_v6(1), 4242).into();
+    send_at_once(&lab, [late].into_iter());
+    until("the one that comes later is reported", || {
+        let attempts = events.attempts();
+        let found = attempts.iter().find(|attempt| attempt.source == late.ip());
+        found.is_some_and(|attempt| attempt.source_port == Some(4242))
+    });
 }
 
 #[test]
@@ -216,8 +240,20 @@ fn many_sources() -> impl Iterator<Item = SocketAddr> {
     })
 }
 
+/// Sends a SYN from each, slowly enough for each to be looked at by itself.
 #[track_caller]
 fn send_all(lab: &Lab, senders: impl Iterator<Item = SocketAddr>) {
+    // The longest tick is 10 ms (`CONFIG_HZ`), and a pause spans a whole one.
+    const PAUSE: Duration = Duration::from_millis(20);
+    let senders: Vec<_> = senders.collect();
+    for few in senders.chunks(WHOLE_PER_TICK as usize / 2) {
+        send_at_once(lab, few.iter().copied());
+        thread::sleep(PAUSE);
+    }
+}
+
+#[track_caller]
+fn send_at_once(lab: &Lab, senders: impl Iterator<Item = SocketAddr>) {
     let wire = lab.wire();
     for sender in senders {
         let server = if sender.is_ipv4() { SERVER.v4_at(OLLAMA) } else { SERVER.v6_at(OLLAMA) };

@@ -8,6 +8,7 @@ use std::{
     path::Path,
 };
 
+use aya::maps::{Array, Map, MapData};
 use etherparse::PacketBuilder;
 use guard::{
     compile::{Input, InputRule, RuleKind, Via, compile},
@@ -20,7 +21,10 @@ use guard::{
     rule::{Action, GuardedPort, RuleId},
 };
 use guard_common::{
-    abi::{FLAG_BACKSTOP, FLAG_FORWARDED, FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, NO_END, program},
+    abi::{
+        FLAG_BACKSTOP, FLAG_FORWARDED, FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, InsideKey, NO_END, ViaKey,
+        map, program,
+    },
     model,
     packet::{Outcome, Packet, Protocol},
     parse::{self, ETHERNET_BYTES},
@@ -49,6 +53,25 @@ impl Loaded {
         let loaded = load::load(&pins).expect("the programs load");
         assert_eq!(loaded.no_xdp, None, "this kernel takes all programs");
         Self { pins }
+    }
+}
+
+impl Loaded {
+    /// The interfaces over which only guests send, and those that rules name, as they stand in the slot in force.
+    fn indices_in_force(&self) -> (BTreeSet<u32>, BTreeSet<u32>) {
+        let open = |name| MapData::from_pin(self.pins.map(name)).expect("the map opens");
+        let active: Array<_, u32> = Map::Array(open(map::ACTIVE)).try_into().expect("an array");
+        let slot = active.get(&0, 0).expect("it is read") - 1;
+        let inside: aya::maps::HashMap<_, InsideKey, u32> =
+            Map::HashMap(open(map::INSIDE)).try_into().expect("a hash");
+        let vias: aya::maps::HashMap<_, ViaKey, u32> =
+            Map::HashMap(open(map::VIAS)).try_into().expect("a hash");
+        let inside = inside.keys().map(|key| key.expect("it is read"));
+        let vias = vias.keys().map(|key| key.expect("it is read"));
+        (
+            inside.filter(|key| key.slot == slot).map(|key| key.ifindex).collect(),
+            vias.filter(|key| key.slot == slot).map(|key| key.ifindex).collect(),
+        )
     }
 }
 
@@ -628,15 +651,17 @@ fn a_policy_is_swapped_whole_and_the_idle_slot_is_clean() {
         let terms = Terms { flags: flags.sum(), ..Terms::default() };
         assert_eq!(maps.put_in_force(&tables, terms).expect("it is put in force"), generation);
         let (long, short) = (6 << 20, 4 << 20);
-        let bytes = maps.sources_bytes();
+        let bytes = maps.source_table_bytes();
         let is_long = wanted.rules.iter().any(|rule| rule.prefixes.len() > 1000);
         assert!(if is_long { bytes >= long } else { bytes <= short }, "{bytes} bytes are taken");
         // Another process finds all there is in the kernel, and goes on from there.
         maps = PolicyMaps::open(&loaded.pins).expect("the maps open");
-        assert_eq!(maps.sources_bytes(), bytes);
+        assert_eq!(maps.source_table_bytes(), bytes);
         let ports: BTreeSet<_> =
             maps.ports_in_force().expect("they are read").into_iter().collect();
         assert_eq!(ports, wanted.ports.iter().copied().collect());
+        let indices = loaded.indices_in_force();
+        assert_eq!(indices, (tables.inside, tables.vias.into_keys().collect()));
         agree_on(&corpus, &mut oracle, &Model::of(wanted, terms));
     }
 }

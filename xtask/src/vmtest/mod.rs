@@ -54,7 +54,15 @@ const SELECTION: [(&str, &[&str]); 7] = [
             "a_killed_daemon_changes_nothing::native",
         ],
     ),
-    ("ends", &["an_allow_ends::clsact", "an_allow_ends::native", "observing_ends::clsact"]),
+    (
+        "ends",
+        &[
+            "an_allow_ends::clsact",
+            "an_allow_ends::native",
+            "an_allow_ends_without_the_daemon::clsact",
+            "observing_ends::clsact",
+        ],
+    ),
     ("interfaces", &["a_filter_of_xdp_tools_goes_on_filtering"]),
     ("devices", &[]),
     ("ipsec", &[]),
