@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     lab::{OLLAMA, SERVER},
+    lock::MachineLock,
     product::{Attach, Guard},
 };
 
@@ -29,11 +30,11 @@ pub const PROCESSOR: &str = "processor time";
 
 /// # Errors
 /// When the kernel does not tell, or nothing can be sent.
-pub fn run(bench: &Bench, results: &mut Results) -> Result<()> {
+pub fn run(bench: &Bench, machine: &MachineLock, results: &mut Results) -> Result<()> {
     let sources = if bench.is_quick { MANY.sources } else { MILLION.sources };
     let mut generator =
         Generator::load(Family::V4, &outside([], Family::V4, Shape::Spread, sources))?;
-    let rig = Rig::new("bench daemon")?;
+    let rig = Rig::new(machine, "bench daemon")?;
     let guard = rig.lab.start_guard(Attach::Native, "");
     generator.order(SERVER.v4_at(OLLAMA), Transport::Syn, sources, rig.client_index())?;
     let length = Duration::from_millis(if bench.is_quick { 200 } else { 3_000 });

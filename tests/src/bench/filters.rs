@@ -52,7 +52,8 @@ impl Library {
     /// # Errors
     /// When the files can't be written.
     pub fn new(directory: &Path, ids: &[ListId]) -> Result<Self> {
-        let directory = directory.join("lists");
+        // guard takes files by their full path only.
+        let directory = std::path::absolute(directory.join("lists"))?;
         fs::create_dir_all(&directory)
             .with_context(|| format!("{} can't be made", directory.display()))?;
         let mut library = Self { directory, lists: Vec::new() };

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::{
     Bench,
@@ -16,6 +16,7 @@ use crate::{
     foreign::Place,
     lab::{OLLAMA, SERVER},
     listener::Listener,
+    lock::MachineLock,
     product::Attach,
 };
 
@@ -27,6 +28,9 @@ pub const TCX_NEXT: i32 = -1;
 
 /// What all others are compared with.
 pub const BARE: &str = "bare XDP_DROP";
+
+/// A share of packets that may be others: neighbours that look for each other.
+const LEAKAGE: f64 = 0.01;
 
 /// What is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +76,27 @@ struct Scene {
     is_served: bool,
 }
 
+impl Scene {
+    /// Whether nothing of what is sent may reach TCP, or all of it must; at a socket TCP has it before it is judged.
+    fn drops(&self, traffic: Traffic) -> Option<bool> {
+        if traffic.transport == Transport::Udp || self.is_served {
+            return None;
+        }
+        Some(match self.filter {
+            Filter::Nothing => false,
+            Filter::Bare(_, answer) => {
+                ![XDP_PASS, TCX_NEXT].contains(&answer) || self.filter == TCX
+            }
+            Filter::Guard(_, lines) => lines != OBSERVE,
+            _ => true,
+        })
+    }
+}
+
+const OBSERVE: &str = "mode = \"observe\"";
+/// `TC_ACT_SHOT` is the number of `XDP_PASS`.
+const TCX: Filter = Filter::Bare(Place::Tcx, TCX_DROP);
+
 #[must_use]
 pub const fn v4(shape: Shape, size: usize) -> ListId {
     ListId { family: Family::V4, shape, size }
@@ -105,12 +130,7 @@ fn scenes(is_quick: bool) -> Vec<Scene> {
         scene("guard XDP", NATIVE, ten_k, &[ONE, MANY]),
         scene("guard XDP", NATIVE, Some(v4(Spread, TEN_K)), &[ONE, MANY, MILLION]),
         scene("guard XDP", NATIVE, Some(v6(TEN_K)), &[ONE_V6, MANY_V6]),
-        scene(
-            "guard XDP observe",
-            Filter::Guard(Attach::Native, "mode = \"observe\""),
-            ten_k,
-            &both,
-        ),
+        scene("guard XDP observe", Filter::Guard(Attach::Native, OBSERVE), ten_k, &both),
         scene("guard XDP reject", Filter::Guard(Attach::Native, "reject = true"), ten_k, &both),
         scene(
             "guard XDP",
@@ -202,7 +222,12 @@ struct Stage<'rig> {
 
 /// # Errors
 /// When the machine can't generate, or a filter that is installed can't be used.
-pub fn run(bench: &Bench, library: &Library, results: &mut Results) -> Result<()> {
+pub fn run(
+    bench: &Bench,
+    machine: &MachineLock,
+    library: &Library,
+    results: &mut Results,
+) -> Result<()> {
     let mut generators = Generators::load(library.lists(), bench.is_quick)?;
     let mut scenes = scenes(bench.is_quick);
     if bench.is_quick {
@@ -211,7 +236,7 @@ pub fn run(bench: &Bench, library: &Library, results: &mut Results) -> Result<()
     scenes.retain(|scene| bench.can(scene.filter.missing(), &scene.name, results));
     let mut rigs = Vec::new();
     for number in 0..scenes.len() {
-        rigs.push(Rig::new(&format!("bench live {number}"))?);
+        rigs.push(Rig::new(machine, &format!("bench live {number}"))?);
     }
     let mut stages = Vec::new();
     for (scene, rig) in scenes.iter().zip(&rigs) {
@@ -241,8 +266,15 @@ pub fn run(bench: &Bench, library: &Library, results: &mut Results) -> Result<()
                 Family::V6 => SERVER.v6_at(OLLAMA),
             };
             generator.order(to, traffic.transport, traffic.sources, stage.rig.client_index())?;
-            let cost = stage.rig.flood(generator, length);
-            values.push(cost.with_context(|| format!("{}: {}", stage.scene.name, traffic.name()))?);
+            let what = || format!("{}: {}", stage.scene.name, traffic.name());
+            let flood = stage.rig.flood(generator, length).with_context(what)?;
+            let is_as_meant = match stage.scene.drops(*traffic) {
+                Some(true) => flood.passed < LEAKAGE,
+                Some(false) => flood.passed > 1.0 - LEAKAGE,
+                None => true,
+            };
+            ensure!(is_as_meant, "{}: {:.3} of the packets reached TCP", what(), flood.passed);
+            values.push(flood.cost);
         }
     }
 

@@ -12,7 +12,7 @@ use super::{
     lists::{ListId, Shape},
     live::v4,
 };
-use crate::{lab::Lab, product::Attach};
+use crate::{lab::Lab, lock::MachineLock, product::Attach};
 
 pub const FROM_FILE: &str = "from a file of prefixes to in force";
 pub const START: &str = "start";
@@ -29,16 +29,26 @@ pub fn lists(is_quick: bool) -> Vec<ListId> {
 
 /// # Errors
 /// When something can't be loaded.
-pub fn run(bench: &Bench, library: &Library, results: &mut Results) -> Result<()> {
-    from_files(bench, library, results)?;
-    start(bench, results)
+pub fn run(
+    bench: &Bench,
+    machine: &MachineLock,
+    library: &Library,
+    results: &mut Results,
+) -> Result<()> {
+    from_files(bench, machine, library, results)?;
+    start(bench, machine, results)
 }
 
-fn from_files(bench: &Bench, library: &Library, results: &mut Results) -> Result<()> {
+fn from_files(
+    bench: &Bench,
+    machine: &MachineLock,
+    library: &Library,
+    results: &mut Results,
+) -> Result<()> {
     let has_nft = bench.can(Filter::NftIngress.missing(), "nft -f", results);
     for id in lists(bench.is_quick) {
         bench.say(Part::Load, &format!("{id}, {} rounds", bench.rounds));
-        let lab = Lab::new("bench load");
+        let lab = Lab::on(machine, "bench load");
         let guard = lab.start_guard(Attach::Auto, "");
         let rules = lab.directory().join("bench.nft");
         fs::write(&rules, library.nft(Filter::NftIngress, id)?)?;
@@ -88,9 +98,9 @@ fn from_files(bench: &Bench, library: &Library, results: &mut Results) -> Result
     Ok(())
 }
 
-fn start(bench: &Bench, results: &mut Results) -> Result<()> {
+fn start(bench: &Bench, machine: &MachineLock, results: &mut Results) -> Result<()> {
     bench.say(Part::Load, &format!("starting, {} rounds", bench.rounds));
-    let lab = Lab::new("bench start");
+    let lab = Lab::on(machine, "bench start");
     let (mut armed, mut kernel) = (Vec::new(), Vec::new());
     for _ in 0..bench.rounds {
         let guard = lab.guard(Attach::Auto, "");

@@ -11,7 +11,7 @@ use super::{
     lists::{ListId, Shape},
     live::v4,
 };
-use crate::{lab::Lab, product::Attach};
+use crate::{lab::Lab, lock::MachineLock, product::Attach};
 
 pub const GROUP: &str = "memory that a list takes";
 
@@ -27,11 +27,16 @@ const SETTLING: Duration = Duration::from_millis(300);
 
 /// # Errors
 /// When the kernel does not tell.
-pub fn run(bench: &Bench, library: &Library, results: &mut Results) -> Result<()> {
+pub fn run(
+    bench: &Bench,
+    machine: &MachineLock,
+    library: &Library,
+    results: &mut Results,
+) -> Result<()> {
     let has_nft = bench.can(Filter::NftIngress.missing(), "the memory of nft", results);
     for id in lists(bench.is_quick) {
         bench.say(Part::Memory, &format!("{id}, {} rounds", bench.rounds));
-        let lab = Lab::new("bench memory");
+        let lab = Lab::on(machine, "bench memory");
         let guard = lab.start_guard(Attach::Auto, "");
         let rules = library.nft(Filter::NftIngress, id)?;
         let (mut ours, mut theirs, mut daemons) = (Vec::new(), Vec::new(), Vec::new());

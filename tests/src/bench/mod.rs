@@ -33,6 +33,7 @@ use self::{
     filters::Library,
     lists::ListId,
 };
+use crate::lock::MachineLock;
 
 /// Medians of fewer rounds are not published.
 pub const LEAST_ROUNDS: usize = 7;
@@ -105,13 +106,15 @@ impl Bench {
     }
 
     fn measure(&self, part: Part, library: &Library, results: &mut Results) -> Result<()> {
+        // Others get their turn between the parts. Figures need the machine alone.
+        let machine = &if self.is_quick { MachineLock::shared() } else { MachineLock::alone() };
         match part {
-            Part::Live => live::run(self, library, results),
-            Part::Testrun => testrun::run(self, library, results),
-            Part::Load => load::run(self, library, results),
-            Part::Bulk | Part::Latency => talk::run(part, self, library, results),
-            Part::Daemon => daemon::run(self, results),
-            Part::Memory => memory::run(self, library, results),
+            Part::Live => live::run(self, machine, library, results),
+            Part::Testrun => testrun::run(self, machine, library, results),
+            Part::Load => load::run(self, machine, library, results),
+            Part::Bulk | Part::Latency => talk::run(part, self, machine, library, results),
+            Part::Daemon => daemon::run(self, machine, results),
+            Part::Memory => memory::run(self, machine, library, results),
         }
     }
 

@@ -120,9 +120,10 @@ fn answers(text: &mut String, results: &Results) {
             ))
         })
         .chain(bases(results))
+        .chain(of_the_daemon(results))
         .collect();
     if !answered.is_empty() {
-        let _ = writeln!(text, "\n### In short\n\n| | within a round |\n| --- | ---: |");
+        let _ = writeln!(text, "\n### In short\n\n| | median (range) |\n| --- | ---: |");
         let _ = writeln!(text, "{}", answered.join("\n"));
     }
 }
@@ -132,6 +133,7 @@ fn bases(results: &Results) -> Vec<String> {
     let shown = [
         (Part::Testrun, testrun::OTHER_PORT),
         (Part::Testrun, testrun::ALLOWED),
+        (Part::Testrun, testrun::DROPPED),
         (Part::Load, load::FROM_FILE),
         (Part::Load, load::START),
         (Part::Memory, memory::GROUP),
@@ -165,8 +167,17 @@ fn bases(results: &Results) -> Vec<String> {
     rows
 }
 
+/// What is compared with nothing.
+fn of_the_daemon(results: &Results) -> Vec<String> {
+    let measured = results.measured.iter().filter(|measured| measured.part == Part::Daemon);
+    let row = |m: &Measured| {
+        format!("| the daemon {}: {} | {} {} |", m.group, m.case, shown(m.spread()), m.unit)
+    };
+    measured.map(row).collect()
+}
+
 fn questions() -> Vec<Question> {
-    use Comparison::{Difference, Ratio};
+    use Comparison::Ratio;
     let flood =
         |traffic: live::Traffic, case| Place { part: Part::Live, group: traffic.name(), case };
     let ratio = |text, traffic, this, that| Question {
@@ -175,7 +186,6 @@ fn questions() -> Vec<Question> {
         this: flood(traffic, this),
         that: flood(traffic, that),
     };
-    let dropped = |case| Place { part: Part::Testrun, group: testrun::DROPPED.to_owned(), case };
     let (one, many) = (live::ONE, live::MANY);
     vec![
         ratio(
@@ -303,12 +313,6 @@ fn questions() -> Vec<Question> {
             comparison: Ratio,
             this: flood(live::MANY_V6, "guard XDP, 1M mixed IPv6"),
             that: flood(many, "guard XDP, 1M mixed"),
-        },
-        Question {
-            text: "counting and events of a drop at XDP, hot",
-            comparison: Difference,
-            this: dropped("guard XDP, 10k dense"),
-            that: dropped("guard XDP, 10k dense, without counting and events"),
         },
     ]
 }

@@ -20,6 +20,7 @@ use super::generator::Generator;
 use crate::{
     foreign::{Foreign, Place},
     lab::Lab,
+    lock::MachineLock,
     machine::Machine,
 };
 
@@ -52,13 +53,24 @@ pub struct Rig {
 struct Done {
     packets: u64,
     nanoseconds: u64,
+    /// TCP segments that have come as far as that.
+    segments: u64,
+}
+
+/// What a flood has come to.
+#[derive(Clone, Copy, Debug)]
+pub struct Flood {
+    /// Nanoseconds that each packet cost the receiver.
+    pub cost: f64,
+    /// The share of the packets that reached TCP.
+    pub passed: f64,
 }
 
 impl Rig {
     /// # Errors
     /// When the kernel does not give the receiver a thread.
-    pub fn new(name: &str) -> Result<Self> {
-        let lab = Lab::new(name);
+    pub fn new(machine: &MachineLock, name: &str) -> Result<Self> {
+        let lab = Lab::on(machine, name);
         let (sends, receives) = processors();
         let receiver = napi_thread(&lab.server, receives)?;
         napi_thread(&lab.client, sends)?;
@@ -75,11 +87,11 @@ impl Rig {
         self.client_index
     }
 
-    /// Nanoseconds that each packet costs the receiver, over a flood of this length.
+    /// What a flood of this length costs the receiver.
     ///
     /// # Errors
     /// When nothing can be sent, or nothing arrives.
-    pub fn flood(&self, generator: &Generator, length: Duration) -> Result<f64> {
+    pub fn flood(&self, generator: &Generator, length: Duration) -> Result<Flood> {
         let (sends, _) = processors();
         let (server, receiver) = (&self.lab.server, self.receiver);
         self.lab.client.inside(|| {
@@ -95,14 +107,28 @@ impl Rig {
             let after = done(server, receiver)?;
             let packets = after.packets - before.packets;
             ensure!(packets > 0, "no packet has reached the receiver");
-            Ok((after.nanoseconds - before.nanoseconds) as f64 / packets as f64)
+            Ok(Flood {
+                cost: (after.nanoseconds - before.nanoseconds) as f64 / packets as f64,
+                passed: (after.segments - before.segments) as f64 / packets as f64,
+            })
         })
     }
 }
 
 fn done(server: &Machine, receiver: Pid) -> Result<Done> {
-    let packets = server.inside(|| received("eth0"))?;
-    Ok(Done { packets, nanoseconds: run_time(receiver)? })
+    let (packets, segments) = server.inside(|| anyhow::Ok((received("eth0")?, segments()?)))?;
+    Ok(Done { packets, nanoseconds: run_time(receiver)?, segments })
+}
+
+/// TCP segments that this thread's namespace has received, of both families.
+fn segments() -> Result<u64> {
+    let table = fs::read_to_string("/proc/thread-self/net/snmp")?;
+    // Of two lines that begin so, one holds the names.
+    let mut lines = table.lines().filter(|line| line.starts_with("Tcp:"));
+    let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+    let mut columns = names.split(' ').zip(values.split(' '));
+    let (_, value) = columns.find(|(name, _)| *name == "InSegs").context("TCP is not counted")?;
+    Ok(value.parse()?)
 }
 
 /// What has reached an interface of this thread's namespace: on a veth, what its NAPI has taken, since the generator's frames

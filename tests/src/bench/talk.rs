@@ -22,6 +22,7 @@ use crate::{
     http,
     lab::{CLIENT, Lab, OLLAMA, SERVER, every_address},
     listener::Service,
+    lock::MachineLock,
     machine::Machine,
     product::Attach,
 };
@@ -145,11 +146,17 @@ struct Case<'lab> {
 
 /// # Errors
 /// When a connection does not come about.
-pub fn run(part: Part, bench: &Bench, library: &Library, results: &mut Results) -> Result<()> {
+pub fn run(
+    part: Part,
+    bench: &Bench,
+    machine: &MachineLock,
+    library: &Library,
+    results: &mut Results,
+) -> Result<()> {
     let talk = Talk::of(part, bench.is_quick);
-    let plain = Lab::new(&format!("bench {} plain", part.name()));
-    let auto = Lab::new(&format!("bench {} auto", part.name()));
-    let native = Lab::new(&format!("bench {} native", part.name()));
+    let plain = Lab::on(machine, &format!("bench {} plain", part.name()));
+    let auto = Lab::on(machine, &format!("bench {} auto", part.name()));
+    let native = Lab::on(machine, &format!("bench {} native", part.name()));
     bench.say(part, "setting up");
     let rules = format!("[[rule]]\nallow = \"{}\"\n{}", CLIENT.v4, library.rule(lists().pop()));
     let mut guards = Vec::new();

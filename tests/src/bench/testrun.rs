@@ -20,6 +20,7 @@ use super::{
 use crate::{
     foreign::{Foreign, Place, guard_program},
     lab::{Lab, OLLAMA, SERVER},
+    lock::MachineLock,
     machine::Machine,
     product::Attach,
 };
@@ -96,7 +97,7 @@ struct Question {
     /// The first of the list, or one outside of it.
     is_allowed: bool,
     port: u16,
-    /// Whether guard takes it for a packet; otherwise it neither counts nor reports.
+    /// Whether guard takes it for a packet; asked only, it neither counts nor reports, but writes its answer down.
     is_counted: bool,
     answer: i32,
 }
@@ -119,8 +120,8 @@ impl Question {
     }
 
     fn case(&self, list: ListId) -> String {
-        let uncounted = if self.is_counted { "" } else { ", without counting and events" };
-        format!("guard {}, {list}{uncounted}", self.hook.name())
+        let asked = if self.is_counted { "" } else { ", asked only" };
+        format!("guard {}, {list}{asked}", self.hook.name())
     }
 
     /// What it is compared with.
@@ -197,14 +198,20 @@ struct Case<'lab> {
 
 /// # Errors
 /// When a program can't be run, or answers what it should not.
-pub fn run(bench: &Bench, library: &Library, results: &mut Results) -> Result<()> {
+pub fn run(
+    bench: &Bench,
+    machine: &MachineLock,
+    library: &Library,
+    results: &mut Results,
+) -> Result<()> {
     let mut subjects = subjects(bench.is_quick);
     subjects.retain(|subject| {
         let filter = Filter::Guard(subject.attach, "");
         bench.can(filter.missing(), &format!("guard with {}", subject.attach), results)
     });
-    let labs: Vec<Lab> =
-        (0..subjects.len()).map(|number| Lab::new(&format!("bench testrun {number}"))).collect();
+    let labs: Vec<Lab> = (0..subjects.len())
+        .map(|number| Lab::on(machine, &format!("bench testrun {number}")))
+        .collect();
     let mut guards = Vec::new();
     let mut cases = Vec::new();
     for (subject, lab) in subjects.iter().zip(&labs) {
