@@ -70,23 +70,28 @@ impl List {
     #[must_use]
     pub fn new(id: ListId) -> Self {
         let mut random = Random(0x6c69_7374);
-        let mut prefixes: Vec<IpNet> = Vec::new();
-        while prefixes.len() < id.size {
-            // Some lie in others and go.
-            let missing = id.size - prefixes.len();
-            prefixes.extend((0..missing + missing / 8 + 1).map(|_| draw(&mut random, id)));
-            prefixes.sort_unstable_by_key(|prefix| (prefix.network(), prefix.prefix_len()));
-            let mut end = None;
-            prefixes.retain(|prefix| {
-                let is_apart = end.is_none_or(|end| prefix.network() > end);
-                if is_apart {
-                    end = Some(prefix.broadcast());
-                }
-                is_apart
-            });
+        let mut prefixes: Vec<IpNet> = Vec::with_capacity(id.size);
+        let mut sum = 0;
+        // From the widest on, so that none that is there has to go for another.
+        for (length, percent) in lengths(id) {
+            sum += percent;
+            let wanted = id.size * sum / 100;
+            while prefixes.len() < wanted {
+                let missing = wanted - prefixes.len();
+                prefixes.extend((0..missing).map(|_| draw(&mut random, id, *length)));
+                // Stable, since what is there is in order and only has to be merged.
+                prefixes.sort_by_key(|prefix| (prefix.network(), prefix.prefix_len()));
+                let mut end = None;
+                prefixes.retain(|prefix| {
+                    let is_apart = end.is_none_or(|end| prefix.network() > end);
+                    if is_apart {
+                        end = Some(prefix.broadcast());
+                    }
+                    is_apart
+                });
+            }
         }
         random.shuffle(&mut prefixes);
-        prefixes.truncate(id.size);
         Self { id, prefixes }
     }
 
@@ -127,48 +132,28 @@ impl List {
 /// The /8 of the dense lists.
 const DENSE: u32 = 20;
 
-fn draw(random: &mut Random, id: ListId) -> IpNet {
-    let length = random.below(100);
+/// The lengths of a list's prefixes, the widest first, each with how many of a hundred have it.
+const fn lengths(id: ListId) -> &'static [(u8, usize)] {
     match (id.family, id.shape) {
-        (Family::V4, Shape::Dense | Shape::Spread) => {
-            let length = match length {
-                0..70 => 32,
-                70..90 => 30,
-                _ => 28,
-            };
-            v4(address_v4(random, id.shape), length)
-        }
+        (Family::V4, Shape::Dense | Shape::Spread) => &[(28, 10), (30, 20), (32, 70)],
         (Family::V4, Shape::Mixed) => {
-            let length = match length {
-                0..45 => 24,
-                45..65 => 32,
-                65..75 => 23,
-                75..85 => 22,
-                85..90 => 21,
-                90..95 => 20,
-                95..98 => 19,
-                _ => 16,
-            };
-            v4(address_v4(random, id.shape), length)
+            &[(16, 2), (19, 3), (20, 5), (21, 5), (22, 10), (23, 10), (24, 45), (32, 20)]
         }
-        (Family::V6, _) => {
-            let length = match length {
-                0..50 => 48,
-                50..70 => 64,
-                70..80 => 56,
-                80..90 => 44,
-                90..95 => 40,
-                95..98 => 36,
-                _ => 128,
-            };
+        (Family::V6, _) => &[(36, 3), (40, 5), (44, 10), (48, 50), (56, 10), (64, 20), (128, 2)],
+    }
+}
+
+fn draw(random: &mut Random, id: ListId, length: u8) -> IpNet {
+    match id.family {
+        Family::V4 => {
+            let address = Ipv4Addr::from_bits(address_v4(random, id.shape));
+            Ipv4Net::new_assert(address, length).trunc().into()
+        }
+        Family::V6 => {
             let address = Ipv6Addr::from_bits(address_v6(random));
             Ipv6Net::new_assert(address, length).trunc().into()
         }
     }
-}
-
-fn v4(address: u32, length: u8) -> IpNet {
-    Ipv4Net::new_assert(Ipv4Addr::from_bits(address), length).trunc().into()
 }
 
 /// An address that a packet can come from: of no loopback, multicast or private network that a lab uses.
@@ -276,6 +261,15 @@ mod tests {
             for pair in sorted.windows(2) {
                 assert!(pair[0].broadcast() < pair[1].network(), "{}: {pair:?}", list.id);
             }
+        }
+    }
+
+    #[test]
+    fn the_lengths_make_a_hundred_from_the_widest_on() {
+        for list in every_kind(1) {
+            let lengths = lengths(list.id);
+            assert_eq!(lengths.iter().map(|(_, percent)| percent).sum::<usize>(), 100);
+            assert!(lengths.is_sorted_by(|one, next| one.0 < next.0));
         }
     }
 

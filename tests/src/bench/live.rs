@@ -306,7 +306,8 @@ pub fn run(
 pub fn forward_and_back<T>(cases: &mut [T], round: usize) -> impl Iterator<Item = &mut T> {
     let count = cases.len();
     let mut cases: Vec<Option<&mut T>> = cases.iter_mut().map(Some).collect();
-    let order = (0..count).map(move |place| if round % 2 == 0 { place } else { count - 1 - place });
+    let order = (0..count)
+        .map(move |place| if round.is_multiple_of(2) { place } else { count - 1 - place });
     order.filter_map(move |place| cases[place].take())
 }
 

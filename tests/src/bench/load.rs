@@ -75,7 +75,7 @@ fn from_files(
                 ensure!(nft(&["delete", "table", "netdev", "bench"])?.success(), "it stays");
                 Ok(())
             };
-            let is_forward = round % 2 == 0;
+            let is_forward = round.is_multiple_of(2);
             if is_forward {
                 reload();
             }
