@@ -21,9 +21,9 @@ pub trait Rules {
     /// it goes by the one the packet came by.
     fn ruling(&self, packet: &Packet, value: SourceValue, port: PortIndex) -> Ruling;
 
-    /// A first look at a port: no for most that are not guarded, yes for each that is.
-    fn may_guard(&self, _protocol: Protocol, _port: u16) -> bool {
-        true
+    /// Whether an address is this host's own or in a local bridge's subnet.
+    fn is_here(&self, family: Family, address: &AddressBytes) -> bool {
+        self.lookup(family, address).is_local()
     }
 
     /// Why an equal packet was let in under this policy, where that lasts as long as the policy does and is still known.

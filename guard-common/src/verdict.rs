@@ -137,15 +137,23 @@ pub enum Decision {
     Judged(Verdict, Reason),
 }
 
+/// Whether a packet is to a port that is not guarded, as most are: asked before anything else, since all that other traffic
+/// pays is paid up to here.
+#[inline(always)]
+pub fn is_to_another_port(
+    outcome: Outcome,
+    packet: &Packet,
+    may_guard: impl FnOnce(Protocol, u16) -> bool,
+) -> bool {
+    matches!(outcome, Outcome::Whole | Outcome::Broken) && !may_guard(packet.protocol, packet.port)
+}
+
 /// Judges a packet that arrives by an outside interface.
 #[inline(always)]
 pub fn from_outside<P: Rules>(outcome: Outcome, packet: &Packet, policy: &P) -> Decision {
     match outcome {
         Outcome::NotOurs => Decision::NotOurs,
         Outcome::Whole | Outcome::Broken => {
-            if !policy.may_guard(packet.protocol, packet.port) {
-                return Decision::NotOurs;
-            }
             if let Some(decision) = remembered(outcome, packet, 0, policy) {
                 return decision;
             }
@@ -171,9 +179,6 @@ pub fn at_edge<P: Rules>(outcome: Outcome, packet: &Packet, policy: &P) -> Decis
     let (reason, known) = match outcome {
         Outcome::NotOurs | Outcome::LaterFragment(_) => return Decision::NotOurs,
         Outcome::Whole | Outcome::Broken => {
-            if !policy.may_guard(packet.protocol, packet.port) {
-                return Decision::NotOurs;
-            }
             if let Some(decision) = remembered(outcome, packet, 0, policy) {
                 return decision;
             }
@@ -207,11 +212,6 @@ pub fn at_edge<P: Rules>(outcome: Outcome, packet: &Packet, policy: &P) -> Decis
 /// What comes by loopback is not asked about: no other way leads from an own address to an own address.
 #[inline(always)]
 pub fn at_socket<P: Rules>(packet: &Packet, socket_port: u16, policy: &P) -> Decision {
-    if !policy.may_guard(packet.protocol, socket_port)
-        && !policy.may_guard(packet.protocol, packet.port)
-    {
-        return Decision::NotOurs;
-    }
     if let Some(decision) = remembered(Outcome::Whole, packet, socket_port, policy) {
         return decision;
     }
@@ -220,14 +220,16 @@ pub fn at_socket<P: Rules>(packet: &Packet, socket_port: u16, policy: &P) -> Dec
 
 #[inline(always)]
 fn by_both_ports<P: Rules>(packet: &Packet, socket_port: u16, policy: &P) -> Decision {
-    let by_socket = guarded_port(packet, socket_port, policy);
-    let by_packet =
-        if packet.port == socket_port { None } else { guarded_port(packet, packet.port, policy) };
-    let Some(first) = by_socket.or(by_packet) else {
+    // Numbers all the way, for kernel 5.10 refuses a program that keeps what it has not set.
+    const NONE: PortIndex = PortIndex::MAX;
+    let index = |port| guarded_port(packet, port, policy).unwrap_or(NONE);
+    let by_socket = index(socket_port);
+    let by_packet = if packet.port == socket_port { by_socket } else { index(packet.port) };
+    let first = if by_socket == NONE { by_packet } else { by_socket };
+    let second = if by_packet == NONE { first } else { by_packet };
+    if first == NONE {
         return Decision::NotOurs;
-    };
-    // The same again where there is no other: kernel 5.10 refuses a program that keeps what it has not set.
-    let second = by_packet.unwrap_or(first);
+    }
     let value = policy.lookup(packet.family, &packet.source);
     if value.is_own() && policy.lookup(packet.family, &packet.destination).is_own() {
         return stopped(Reason::Spoofed, policy);
@@ -364,7 +366,7 @@ fn stopped<P: Rules>(reason: Reason, policy: &P) -> Decision {
 fn is_transit<P: Rules>(packet: &Packet, policy: &P) -> bool {
     !policy.guards_forwarded()
         && !is_for_every_host(packet.family, &packet.destination)
-        && !policy.lookup(packet.family, &packet.destination).is_local()
+        && !policy.is_here(packet.family, &packet.destination)
 }
 
 /// A source that no packet from another machine has (RFC 1122 section 3.2.1.3, RFC 4291 sections 2.5 and 2.7).

@@ -12,11 +12,11 @@ use aya_ebpf::{
 use guard_common::{
     abi::{
         Budget, Counter, EVENT_RING_BYTES, EventCounter, Explained, FLAG_BACKSTOP, FLAG_FORWARDED,
-        FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, FLAG_REJECT, FlowKey, InsideKey, LOOPBACK_IFINDEX,
+        FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, FLAG_REJECT, FlowKey, Here, InsideKey, LOOPBACK_IFINDEX,
         Ladder, MAX_INSIDE, MAX_LADDERS, MAX_PASSED, MAX_TALLIES, MAX_VIA_INDICES, MAX_VOUCHED,
-        NO_END, POLICY_SLOTS, PORT_ALIAS, PORT_WORDS, Passed, PolicyHeader, PortIndex, PortIndices,
-        Ruling, Sampler, SourceValue, Tally, TallyKey, VOUCH_INTERVAL_NS, VOUCH_SPAN_NS, ViaKey,
-        budget, counter_slots, port_word,
+        NO_END, POLICY_SLOTS, PORT_WORDS, Passed, PolicyHeader, PortIndex, PortIndices, Ruling,
+        Sampler, SourceValue, Tally, TallyKey, VOUCH_INTERVAL_NS, VOUCH_SPAN_NS, ViaKey, budget,
+        counter_slots, port_index, port_word,
     },
     packet::{AddressBytes, Family, Packet, Protocol},
     rules::Rules,
@@ -44,6 +44,8 @@ static INSIDE: HashMap<InsideKey, u32> =
 static VIAS: HashMap<ViaKey, u32> = HashMap::with_max_entries(MAX_VIA_INDICES, 0);
 #[map]
 static VOUCHED: LruHashMap<FlowKey, u64> = LruHashMap::with_max_entries(MAX_VOUCHED, 0);
+#[map]
+static HERE: PerCpuArray<Here> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static PASSED: PerCpuArray<Passed> = PerCpuArray::with_max_entries(MAX_PASSED, 0);
 #[map]
@@ -80,8 +82,41 @@ pub fn jiffies() -> u64 {
     unsafe { bpf_jiffies64() }
 }
 
-/// The policy in force when a packet came in. The slot is chosen once, so that no packet is judged by two policies;
-/// a slot is written again only when no packet can still hold it.
+/// The slot in force when a packet came in: chosen once, so that no packet is judged by two policies. It is written again only
+/// when no packet can still hold it.
+#[derive(Clone, Copy)]
+pub struct Slot(u32);
+
+impl Slot {
+    /// `None` until a policy has been put in force.
+    #[inline(always)]
+    pub fn in_force() -> Option<Self> {
+        ACTIVE.get(0)?.checked_sub(1).map(Self)
+    }
+
+    /// Whether a port is guarded.
+    #[inline(always)]
+    pub fn may_guard(self, protocol: Protocol, port: u16) -> bool {
+        PORT_BITS
+            .get(port_word(self.0, protocol, port))
+            .is_some_and(|word| word >> (port & 63) & 1 != 0)
+    }
+
+    /// Its policy, for a packet that came by this interface.
+    #[inline(always)]
+    pub fn policy(self, hook: Hook, ifindex: u32) -> Option<InForce> {
+        let header = POLICY.get(self.0)?;
+        Some(InForce { slot: self.0, header, hook, ifindex, is_lasting: Cell::new(true) })
+    }
+
+    /// Its policy, for a packet at its socket, where nothing says by which interface it came.
+    #[inline(always)]
+    pub fn policy_at_socket(self) -> Option<InForce> {
+        self.policy(Hook::Cgroup, 0)
+    }
+}
+
+/// The policy that judges a packet.
 pub struct InForce {
     slot: u32,
     header: &'static PolicyHeader,
@@ -94,25 +129,11 @@ pub struct InForce {
 }
 
 impl InForce {
-    /// For a packet that came by this interface. `None` until a policy has been put in force.
-    #[inline(always)]
-    pub fn by(hook: Hook, ifindex: u32) -> Option<Self> {
-        let (slot, header) = in_force()?;
-        Some(Self { slot, header, hook, ifindex, is_lasting: Cell::new(true) })
-    }
-
     /// Whether only guests of this host send over an interface.
     #[inline(always)]
     pub fn is_inside(&self, ifindex: u32) -> bool {
         // SAFETY: this slot's entries are not written while a packet can hold it.
         unsafe { INSIDE.get(InsideKey { slot: self.slot, ifindex }) }.is_some()
-    }
-
-    /// For a packet at its socket, where nothing says by which interface it came.
-    #[inline(always)]
-    pub fn at_socket() -> Option<Self> {
-        let (slot, header) = in_force()?;
-        Some(Self { slot, header, hook: Hook::Cgroup, ifindex: 0, is_lasting: Cell::new(true) })
     }
 
     #[inline(always)]
@@ -151,17 +172,11 @@ impl InForce {
     }
 }
 
-/// The slot in force and its header; `None` until a policy has been put in force.
-#[inline(always)]
-fn in_force() -> Option<(u32, &'static PolicyHeader)> {
-    let slot = ACTIVE.get(0)?.checked_sub(1)?;
-    Some((slot, POLICY.get(slot)?))
-}
-
 /// Whether dropped TCP packets are answered.
 #[inline(always)]
 pub fn rejects() -> bool {
-    in_force().is_some_and(|(_, header)| header.has(FLAG_REJECT))
+    let slot = Slot::in_force();
+    slot.and_then(|slot| POLICY.get(slot.0)).is_some_and(|header| header.has(FLAG_REJECT))
 }
 
 /// Tells the backstop that a NIC's hook has let a packet of this flow in.
@@ -186,9 +201,6 @@ fn is_vouched_for(key: FlowKey) -> bool {
     unsafe { VOUCHED.get(key) }
         .is_some_and(|last_ns| boot_ns().saturating_sub(*last_ns) < VOUCH_SPAN_NS)
 }
-
-/// The source table of a slot.
-struct Slot(u32);
 
 impl Lines for Slot {
     #[inline(always)]
@@ -218,11 +230,8 @@ extern "C" fn find_v6(slot: u32, high: u64, low: u64) -> u32 {
 impl Rules for InForce {
     #[inline(always)]
     fn guarded(&self, protocol: Protocol, port: u16) -> Option<PortIndex> {
-        if !self.may_guard(protocol, port) {
-            return None;
-        }
-        let indices = PORT_INDICES.get(port_word(self.slot, protocol, port))?;
-        Some(PortIndex::from(indices[usize::from(port & 63)] & !PORT_ALIAS))
+        let octets = PORT_INDICES.get(port_word(self.slot, protocol, port))?;
+        port_index(octets[usize::from(port & 63)])
     }
 
     #[inline(always)]
@@ -247,6 +256,10 @@ impl Rules for InForce {
 
     #[inline(always)]
     fn ruling(&self, packet: &Packet, value: SourceValue, port: PortIndex) -> Ruling {
+        // Row 0 holds "no rule" for every port.
+        if value.row() == 0 {
+            return Ruling::NoRule;
+        }
         let place = value.row().wrapping_mul(self.header.port_count).wrapping_add(port);
         let index = place.wrapping_mul(self.header.columns).wrapping_add(self.column());
         if index >= MAX_LADDERS {
@@ -277,10 +290,19 @@ impl Rules for InForce {
     }
 
     #[inline(always)]
-    fn may_guard(&self, protocol: Protocol, port: u16) -> bool {
-        PORT_BITS
-            .get(port_word(self.slot, protocol, port))
-            .is_some_and(|word| word >> (port & 63) & 1 != 0)
+    fn is_here(&self, family: Family, address: &AddressBytes) -> bool {
+        let here = Here::new(family, address, self.header.generation);
+        let Some(held) = HERE.get_ptr_mut(0) else { return false };
+        // SAFETY: the entry is this CPU's own.
+        if unsafe { &*held }.is_same(&here) {
+            return true;
+        }
+        let is_here = self.lookup(family, address).is_local();
+        if is_here {
+            // SAFETY: as above.
+            unsafe { *held = here };
+        }
+        is_here
     }
 
     #[inline(always)]

@@ -208,8 +208,14 @@ pub struct InterfaceStatus {
     /// How it is covered, as the kernel says: `xdp native`, `xdp generic`, `tcx`, `clsact`, and of what leads to guests
     /// `edge tcx` or `edge clsact`; `None` when it is not.
     pub hook: Option<String>,
-    /// Why it is as it is, where that is worth knowing.
+    /// What is out of the ordinary about it.
     pub note: Option<String>,
+    /// Why it is covered in this way, in a few words, where packets come in by it.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// What native XDP (`guard run --attach native`) would cost other traffic there, where it was not chosen for that.
+    #[serde(default)]
+    pub native_price: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

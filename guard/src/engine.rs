@@ -5,7 +5,9 @@
 
 mod coverage;
 mod cutting;
+mod drivers;
 mod facts;
+mod ladder;
 mod settings;
 mod start;
 mod status;

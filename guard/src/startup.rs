@@ -6,7 +6,7 @@ use crate::{
     control::{Enforcement, Mode, RuleView, Status},
     host::sockets::{Listener, Peer, Process},
     output::{
-        backstop, ends, idle, interfaces, scope,
+        backstop, ends, idle, interfaces, native, scope,
         text::{Page, View, bounded, columns, count, count_of, escaped, is_or_are, list, ports},
         who,
     },
@@ -29,18 +29,8 @@ pub struct Startup {
     pub rules: Vec<RuleView>,
     /// Containers and virtual machines on local bridges are allowed.
     pub containers: bool,
-    /// Outside interfaces that could take native XDP and have a later hook.
-    pub native: Vec<NativeChance>,
     /// A policy was in force before: this daemon adopted it, and nothing was open.
     pub adopted: bool,
-}
-
-/// An interface that could take native XDP, for a price.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NativeChance {
-    pub interface: String,
-    /// It is a veth: the price is another one than a NIC's.
-    pub is_veth: bool,
 }
 
 /// The whole message. The first line says what was closed; the missing parts follow at once.
@@ -62,7 +52,9 @@ pub fn render(startup: &Startup, view: &View) -> String {
     exposed(startup, observes, view, &mut page);
     peers(startup, observes, view, &mut page);
     allowed(startup, observes, view, &mut page);
-    native(&startup.native, &mut page);
+    for line in native(&status.interfaces) {
+        page.line(line);
+    }
     outlook(status, view, &mut page);
     page.into_text()
 }
@@ -183,34 +175,6 @@ fn allowed(startup: &Startup, observes: bool, view: &View, page: &mut Page) {
     }
 }
 
-/// Native XDP is the earliest place to drop, and never chosen by itself where other traffic would pay for it.
-fn native(chances: &[NativeChance], page: &mut Page) {
-    let names = |is_veth: bool| -> Vec<String> {
-        chances
-            .iter()
-            .filter(|chance| chance.is_veth == is_veth)
-            .map(|chance| escaped(&chance.interface))
-            .collect()
-    };
-    for (interfaces, price) in [
-        (names(false), "attaching may reset a NIC's rings, a pause of up to seconds"),
-        (names(true), "it cuts bulk TCP over a veth to about a quarter"),
-    ] {
-        if interfaces.is_empty() {
-            continue;
-        }
-        let shown: Vec<String> = interfaces.iter().take(MOST).cloned().collect();
-        let more = match interfaces.len() - shown.len() {
-            0 => String::new(),
-            number => format!(" and {number} more"),
-        };
-        page.line(format!(
-            "native XDP would drop earlier on {}{more}: guard run --attach native (its price: {price})",
-            shown.join(", ")
-        ));
-    }
-}
-
 fn outlook(status: &Status, view: &View, page: &mut Page) {
     page.line("attempts: guard events --follow");
     if status.outlives_daemon {
@@ -251,6 +215,8 @@ mod tests {
                     class: "outside".into(),
                     hook: Some("tcx".into()),
                     note: None,
+                    reason: Some("native XDP is not free with ice".into()),
+                    native_price: Some("it resets its rings".into()),
                 },
                 InterfaceStatus {
                     name: "wg0".into(),
@@ -258,6 +224,8 @@ mod tests {
                     class: "tunnel".into(),
                     hook: Some("tcx".into()),
                     note: None,
+                    reason: Some("XDP needs frames with an Ethernet header".into()),
+                    native_price: None,
                 },
             ],
             backstop: BackstopStatus {
@@ -328,7 +296,6 @@ mod tests {
                 rule("3", Action::Deny, "10.20.3.7"),
             ],
             containers: true,
-            native: vec![NativeChance { interface: "eth0".into(), is_veth: false }],
             adopted: false,
         }
     }
@@ -347,7 +314,7 @@ mod tests {
                2001:db8::7  1 connection to ollama (pid 812)   guard allow 2001:db8::7\n\
              allowed: this machine, its containers and 1 allow rule (less 1 deny rule)\n  \
                rule f1  10.20.0.0/16  every guarded port, until 14:00:00  office\n\
-             native XDP would drop earlier on eth0: guard run --attach native (its price: attaching may reset a NIC's rings, a pause of up to seconds)\n\
+             native XDP would drop earlier on eth0: guard run --attach native (its price: it resets its rings)\n\
              attempts: guard events --follow\n\
              stopping this process leaves the kernel enforcing; guard down lifts it\n"
         );
@@ -355,13 +322,15 @@ mod tests {
 
     #[test]
     fn a_quiet_host_hears_little() {
+        let mut plain = status();
+        plain.interfaces[0].native_price = None;
         let quiet = Startup {
+            status: plain,
             exposed: Vec::new(),
             peers: Vec::new(),
             cut: Vec::new(),
             rules: Vec::new(),
             containers: false,
-            native: Vec::new(),
             ..first_start()
         };
         assert_eq!(
@@ -448,7 +417,6 @@ mod tests {
         startup.exposed = vec![startup.exposed[0].clone(); 12];
         startup.status.missing = vec!["x".into(); 11];
         startup.status.interfaces = vec![startup.status.interfaces[0].clone(); 30];
-        startup.native = vec![NativeChance { interface: "veth1".into(), is_veth: true }; 15];
         let text = render(&startup, &view());
         for line in [
             "  and 4 more\n",
@@ -456,7 +424,7 @@ mod tests {
             "until now: 2 more\n",
             "missing: and more (guard status)\n",
             "  and 20 more\n",
-            "veth1 and 5 more: guard run --attach native (its price: it cuts bulk TCP",
+            "eth0 and 20 more: guard run --attach native (its price: it resets",
         ] {
             assert!(text.contains(line), "{line}: {text}");
         }

@@ -20,7 +20,7 @@ mod stats;
 
 pub use event::{EVENT_RING_BYTES, Event, Explained};
 pub use key::{FlowKey, InsideKey, MAX_VOUCHED, VOUCH_INTERVAL_NS, VOUCH_SPAN_NS};
-pub use passed::{MAX_PASSED, Passed};
+pub use passed::{Here, MAX_PASSED, Passed};
 pub use policy::{
     FLAG_BACKSTOP, FLAG_FORWARDED, FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, FLAG_REJECT, Ladder,
     MAX_GUARDED_PORTS, MAX_INSIDE, MAX_LADDERS, MAX_ROWS, MAX_VIA_INDICES, MAX_VIAS, NO_END,
@@ -45,6 +45,23 @@ pub const PORT_WORDS: u32 = 65_536 / 64;
 /// Value of `PORT_INDICES`: an octet for each port of a word.
 pub type PortIndices = [u8; 64];
 
+/// The octet of a guarded port with this index, or of an alias, which leads to that: to a packet they are the same.
+#[must_use]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "indices are numbers below `MAX_GUARDED_PORTS`"
+)]
+pub const fn port_octet(index: PortIndex, is_alias: bool) -> u8 {
+    (index as u8 + 1) | if is_alias { PORT_ALIAS } else { 0 }
+}
+
+/// What an octet stands for; `None` where the port is not guarded.
+#[inline(always)]
+#[must_use]
+pub const fn port_index(octet: u8) -> Option<PortIndex> {
+    ((octet & !PORT_ALIAS) as PortIndex).checked_sub(1)
+}
+
 /// Where the word of `protocol`'s and `port`'s bit stands in [`map::PORT_BITS`], and the word's indices in [`map::PORT_INDICES`].
 #[inline(always)]
 #[must_use]
@@ -65,8 +82,7 @@ pub mod map {
     pub const POLICY: &str = "POLICY";
     /// `Array<u64>`: for each slot and protocol a bitmap of the port numbers guarded at any address.
     pub const PORT_BITS: &str = "PORT_BITS";
-    /// `Array<PortIndices>`: beside each word of [`PORT_BITS`], for each of its ports the index of the guarded port whose rules
-    /// hold there, with `PORT_ALIAS`. It says something only where the bit is set.
+    /// `Array<PortIndices>`: beside each word of [`PORT_BITS`], an octet for each of its ports, see `port_octet`.
     pub const PORT_INDICES: &str = "PORT_INDICES";
     /// `ArrayOfMaps`: per slot the chunks of the source table ([`crate::sources`]), each an `Array<Page>`; those that it does
     /// not take are not there.
@@ -80,6 +96,8 @@ pub mod map {
     /// `LruHashMap<FlowKey, u64>`: flows that a NIC's hook has let in by the interface they came by, and when it last said
     /// so, in nanoseconds of boot time.
     pub const VOUCHED: &str = "VOUCHED";
+    /// `PerCpuArray<Here>` of one: a destination that was this host's a moment ago.
+    pub const HERE: &str = "HERE";
     /// `PerCpuArray<Passed>`: flows that were let in a moment ago.
     pub const PASSED: &str = "PASSED";
     /// `PerCpuArray<Counter>`, see `counter_index`.
@@ -98,7 +116,7 @@ pub mod map {
     pub const EXPLAINED: &str = "EXPLAINED";
 
     /// All of them: what is pinned.
-    pub const ALL: [&str; 17] = [
+    pub const ALL: [&str; 18] = [
         ACTIVE,
         POLICY,
         PORT_BITS,
@@ -108,6 +126,7 @@ pub mod map {
         INSIDE,
         VIAS,
         VOUCHED,
+        HERE,
         PASSED,
         COUNTERS,
         EVENT_COUNTERS,
@@ -168,6 +187,19 @@ mod tests {
         assert_eq!(port_word(0, Protocol::Tcp, 11434), 178);
         assert_eq!(port_word(0, Protocol::Udp, 0), 1024);
         assert_eq!(port_word(1, Protocol::Udp, 65_535), 4095);
+    }
+
+    #[test]
+    fn an_octet_says_which_port_and_whether_it_is_an_alias() {
+        assert_eq!(port_index(0), None);
+        assert_eq!(port_index(PORT_ALIAS), None);
+        for index in 0..MAX_GUARDED_PORTS {
+            for is_alias in [false, true] {
+                let octet = port_octet(index, is_alias);
+                assert_eq!(port_index(octet), Some(index));
+                assert_eq!(octet & PORT_ALIAS != 0, is_alias);
+            }
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Flows that were let in a moment ago, as each CPU remembers them.
 
 use crate::{
-    packet::{AddressBytes, Packet},
+    packet::{AddressBytes, Family, Packet},
     verdict::{Hook, Reason},
 };
 
@@ -92,6 +92,37 @@ impl Passed {
     }
 }
 
+/// Value of `HERE`: an address of this host's, as the policy of one generation has it. 32 bytes.
+///
+/// Most packets that a CPU judges are to the same one, and so are all of a flood.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Here {
+    address: [u64; 2],
+    generation: u64,
+    family: u64,
+}
+
+const _: () = assert!(size_of::<Here>() == 32);
+
+impl Here {
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(family: Family, address: &AddressBytes, generation: u64) -> Self {
+        Self { address: words(address), generation, family: family as u64 }
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_same(&self, other: &Self) -> bool {
+        let differences = (self.address[0] ^ other.address[0])
+            | (self.address[1] ^ other.address[1])
+            | (self.generation ^ other.generation)
+            | (self.family ^ other.family);
+        differences == 0
+    }
+}
+
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "each half is what is wanted")]
 const fn words(address: &AddressBytes) -> [u64; 2] {
@@ -112,16 +143,33 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
-    use crate::{
-        abi::layout::layout,
-        packet::{Family, Protocol},
-    };
+    use crate::{abi::layout::layout, packet::Protocol};
 
     #[test]
     fn layout_is_pinned() {
         layout!(Passed, size 64, align 8, {
             source: 0, destination: 16, what: 32, ifindex: 40, reason: 44, generation: 48, check: 56,
         });
+    }
+
+    #[test]
+    fn an_address_is_here_under_one_policy_only() {
+        layout!(Here, size 32, align 8, { address: 0, generation: 16, family: 24 });
+        let here = Here::new(Family::V4, &[7; 16], 5);
+        assert!(here.is_same(&Here::new(Family::V4, &[7; 16], 5)));
+        let mut low = [7; 16];
+        low[15] = 8;
+        let mut high = [7; 16];
+        high[0] = 8;
+        for other in [
+            Here::new(Family::V6, &[7; 16], 5),
+            Here::new(Family::V4, &[7; 16], 6),
+            Here::new(Family::V4, &low, 5),
+            Here::new(Family::V4, &high, 5),
+            Here::default(),
+        ] {
+            assert!(!here.is_same(&other), "{other:?}");
+        }
     }
 
     #[test]

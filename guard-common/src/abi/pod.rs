@@ -1,8 +1,8 @@
 //! Lets aya copy the records to and from maps.
 
 use super::{
-    Budget, Counter, Event, Explained, FlowKey, InsideKey, Ladder, Passed, PolicyHeader, Sampler,
-    Step, Tally, TallyKey, ViaKey,
+    Budget, Counter, Event, Explained, FlowKey, Here, InsideKey, Ladder, Passed, PolicyHeader,
+    Sampler, Step, Tally, TallyKey, ViaKey,
 };
 
 macro_rules! pod {
@@ -21,6 +21,7 @@ pod!(
     Event,
     Explained,
     FlowKey,
+    Here,
     InsideKey,
     Ladder,
     Passed,

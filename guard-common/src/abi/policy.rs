@@ -69,8 +69,8 @@ impl PolicyHeader {
 /// The place of a guarded port among all of them.
 pub type PortIndex = u32;
 
-/// In an octet of `PORT_INDICES`, beside the index: not guarded by itself, a container engine's forwarder leads from it to the
-/// guarded port with the same index. To a packet it is as good as the port itself.
+/// In an octet of `PORT_INDICES`: not guarded by itself, a container engine's forwarder leads from it to the guarded port with
+/// the same index.
 pub const PORT_ALIAS: u8 = 1 << 7;
 
 /// Key of `VIAS`. 8 bytes.
@@ -269,7 +269,7 @@ mod tests {
         assert_eq!(FLAG_REJECT, 16);
         assert_eq!([SOURCE_LOCAL, SOURCE_BY_INTERFACE, SOURCE_OWN], [1, 2, 4]);
         assert_eq!((PORT_ALIAS, MAX_ROWS), (128, 8192));
-        assert!(MAX_GUARDED_PORTS <= u32::from(PORT_ALIAS));
+        assert!(MAX_GUARDED_PORTS < u32::from(PORT_ALIAS));
         let rulings = [Ruling::NoRule, Ruling::Allow, Ruling::Deny, Ruling::Local, Ruling::Vouched];
         assert_eq!(rulings.map(|ruling| ruling as u32), [0, 1, 2, 3, 4]);
         for ruling in rulings {

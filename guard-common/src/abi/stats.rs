@@ -97,7 +97,7 @@ impl Sampler {
         self.seen += 1;
         self.packets += packets;
         self.bytes += bytes;
-        if self.seen > WHOLE_PER_TICK && self.seen % SAMPLED_ONE_IN != 0 {
+        if self.seen > WHOLE_PER_TICK && !self.seen.is_multiple_of(SAMPLED_ONE_IN) {
             return None;
         }
         let weight = Weight {

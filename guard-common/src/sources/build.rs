@@ -33,7 +33,7 @@ pub fn build(sources: &Sources) -> Result<Vec<Line>, TooLong> {
 pub(super) fn build_within(sources: &Sources, most_lines: usize) -> Result<Vec<Line>, TooLong> {
     let mut table = Table { lines: vec![Line::default(); 2 * ROOT_LINES as usize], most_lines };
     let v4 = widened(&sources.v4);
-    table.root(V4_ROOT, 16, &v4, |table, piece, first| table.v4_branch(piece, first))?;
+    table.root(V4_ROOT, 16, &v4, Table::v4_branch)?;
     let v6 = widened(&sources.v6);
     table.root(V6_ROOT, 112, &v6, |table, piece, first| table.v6_node(piece, first, 16))?;
     Ok(table.lines)
@@ -105,8 +105,7 @@ impl Table {
 
     /// For bits 16 to 23 of an IPv4 address.
     fn v4_branch(&mut self, piece: Piece<'_>, first: u128) -> Result<u32, TooLong> {
-        let runs =
-            self.runs(piece, first, 8, 256, |table, piece, first| table.v4_leaf(piece, first))?;
+        let runs = self.runs(piece, first, 8, 256, Self::v4_leaf)?;
         if runs.len() > MAX_RUNS {
             let number = self.add_lines(256 / ENTRIES_PER_LINE)?;
             self.fill(number, &runs, 256);

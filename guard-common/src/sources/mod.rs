@@ -161,7 +161,6 @@ fn walk_v4<L: Lines>(lines: &L, address: u32) -> Option<SourceValue> {
 
 #[inline(always)]
 fn walk_v6<L: Lines>(lines: &L, high: u64, low: u64) -> Option<SourceValue> {
-    #[expect(clippy::cast_possible_truncation, reason = "16 bits are left")]
     let mut entry = far_entry(lines, V6_ROOT, (high >> 48) as u32)?;
     for _ in 0..MAX_V6_NODES {
         if entry & NODE == 0 {

@@ -262,7 +262,7 @@ fn numbers_are_pinned() {
         [64, 512, 32_768, 128]
     );
     assert_eq!(size_of::<Page>(), 4096);
-    assert!(MAX_CHUNKS * LINES_PER_CHUNK <= LINE_MASK);
+    const { assert!(MAX_CHUNKS * LINES_PER_CHUNK <= LINE_MASK) };
     assert_eq!(HashSet::from([NODE, FLAT, NODE | FLAT]).len(), 3);
     assert_eq!(vec![0_u64; 8].len(), Line::default().len());
 }

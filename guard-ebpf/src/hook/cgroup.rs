@@ -11,7 +11,7 @@ use guard_common::{
 };
 
 use crate::{
-    maps::InForce,
+    maps::Slot,
     reader::{self, SkbReader},
     report::{self, Arrival},
 };
@@ -29,13 +29,19 @@ fn guard_cgroup(ctx: SkBuffContext) -> i32 {
     if skb.ifindex() == LOOPBACK_IFINDEX && !is_test_run {
         return PASS;
     }
-    let (Some(policy), Some(socket)) = (InForce::at_socket(), socket_of(ctx.skb.skb, is_test_run))
-    else {
+    let (Some(slot), Some(socket)) = (Slot::in_force(), socket_of(ctx.skb.skb, is_test_run)) else {
         return PASS;
     };
     let mut packet = Packet::EMPTY;
     let packet = reader::whole(&mut packet);
     parse::at_socket(&skb, socket.protocol, packet);
+    let may_guard = |port| slot.may_guard(packet.protocol, port);
+    if !may_guard(socket.port) && !may_guard(packet.port) {
+        return PASS;
+    }
+    let Some(policy) = slot.policy_at_socket() else {
+        return PASS;
+    };
     let decision = verdict::at_socket(packet, socket.port, &policy);
     let arrival = Arrival {
         hook: Hook::Cgroup,

@@ -9,7 +9,7 @@ use guard_common::{
 
 use crate::{
     hook::tcx::NEXT,
-    maps::InForce,
+    maps::Slot,
     reader::{self, SkbReader},
     report::{self, Arrival},
 };
@@ -23,15 +23,21 @@ fn guard_edge(ctx: TcContext) -> i32 {
     if came_in_by == 0 && !is_test_run {
         return NEXT;
     }
-    // Rules by interface go by the one it came in by.
-    let Some(policy) =
-        InForce::by(Hook::Edge, if is_test_run { skb.ifindex() } else { came_in_by })
-    else {
+    let Some(slot) = Slot::in_force() else {
         return NEXT;
     };
     let mut packet = Packet::EMPTY;
     let packet = reader::whole(&mut packet);
     let outcome = parse::network(&skb, skb.ether_type(), 0, packet);
+    if verdict::is_to_another_port(outcome, packet, |protocol, port| slot.may_guard(protocol, port))
+    {
+        return NEXT;
+    }
+    // Rules by interface go by the one it came in by.
+    let by = if is_test_run { skb.ifindex() } else { came_in_by };
+    let Some(policy) = slot.policy(Hook::Edge, by) else {
+        return NEXT;
+    };
     let decision = verdict::at_edge(outcome, packet, &policy);
     // Last, since most packets are to no guarded port.
     if matches!(decision, Decision::NotOurs) || policy.is_inside(came_in_by) {

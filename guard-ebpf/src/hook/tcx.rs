@@ -10,7 +10,7 @@ use guard_common::{
 
 use super::reject;
 use crate::{
-    maps::InForce,
+    maps::Slot,
     reader::{self, SkbReader},
     report::{self, Arrival},
 };
@@ -21,12 +21,19 @@ pub(super) const NEXT: i32 = -1;
 #[classifier]
 fn guard_tcx(ctx: TcContext) -> i32 {
     let skb = SkbReader::new(ctx.skb.skb);
-    let Some(policy) = InForce::by(Hook::Tcx, skb.ifindex()) else {
+    let Some(slot) = Slot::in_force() else {
         return NEXT;
     };
     let mut packet = Packet::EMPTY;
     let packet = reader::whole(&mut packet);
     let outcome = parse::network(&skb, skb.ether_type(), 0, packet);
+    if verdict::is_to_another_port(outcome, packet, |protocol, port| slot.may_guard(protocol, port))
+    {
+        return NEXT;
+    }
+    let Some(policy) = slot.policy(Hook::Tcx, skb.ifindex()) else {
+        return NEXT;
+    };
     let decision = verdict::from_outside(outcome, packet, &policy);
     let arrival = Arrival {
         hook: Hook::Tcx,

@@ -9,7 +9,7 @@ use guard_common::{
 
 use super::reject;
 use crate::{
-    maps::InForce,
+    maps::Slot,
     reader::{self, FrameReader},
     report::{self, Arrival},
 };
@@ -28,14 +28,21 @@ fn guard_xdp_plain(ctx: XdpContext) -> u32 {
 
 #[inline(always)]
 fn judge(ctx: &XdpContext) -> u32 {
-    let ifindex = ctx.ingress_ifindex() as u32;
-    let Some(policy) = InForce::by(Hook::Xdp, ifindex) else {
+    let Some(slot) = Slot::in_force() else {
         return xdp_action::XDP_PASS;
     };
     let frame = FrameReader::new(ctx);
     let mut packet = Packet::EMPTY;
     let packet = reader::whole(&mut packet);
     let outcome = parse::frame(&frame, packet);
+    if verdict::is_to_another_port(outcome, packet, |protocol, port| slot.may_guard(protocol, port))
+    {
+        return xdp_action::XDP_PASS;
+    }
+    let ifindex = ctx.ingress_ifindex() as u32;
+    let Some(policy) = slot.policy(Hook::Xdp, ifindex) else {
+        return xdp_action::XDP_PASS;
+    };
     let decision = verdict::from_outside(outcome, packet, &policy);
     let arrival = Arrival {
         hook: Hook::Xdp,

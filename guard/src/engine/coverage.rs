@@ -11,9 +11,13 @@ use guard_common::verdict::Hook;
 use crate::{
     config::{Attach, Config, Interfaces},
     control::InterfaceStatus,
-    engine::facts::Facts,
+    engine::{
+        facts::Facts,
+        ladder::{self, Choice},
+    },
     host::{
         interfaces::{Class, Interface},
+        nic::{self, Nic},
         via::{self, Unseen},
     },
     kernel::{
@@ -26,38 +30,9 @@ use crate::{
     rule::InterfaceName,
 };
 
-/// The ways to try, in order. Native XDP only where it was asked for: on several NICs attaching it costs other traffic something.
-fn ladder(mode: Attach, is_ethernet: bool) -> Vec<Way> {
-    use Way::{Clsact, Tcx, XdpGeneric, XdpNative};
-    let mut ways = match mode {
-        Attach::Auto => vec![Tcx, Clsact, XdpGeneric],
-        Attach::Native => vec![XdpNative, Tcx, Clsact, XdpGeneric],
-        Attach::Generic => vec![XdpGeneric, Tcx, Clsact],
-        Attach::Tcx => vec![Tcx, Clsact],
-        Attach::Clsact => vec![Clsact, Tcx],
-        Attach::Socket => Vec::new(),
-    };
-    if !is_ethernet {
-        ways.retain(|way| !matches!(way, XdpNative | XdpGeneric));
-    }
-    ways
-}
-
 /// Whether packets from other machines come in by it first.
 fn is_outside(interface: &Interface) -> bool {
     matches!(interface.class, Class::Outside | Class::Tunnel)
-}
-
-/// The ways to judge what leaves for guests. `attach = "generic"` and `"native"` say how packets are judged that come in; here
-/// there is no such choice.
-fn edge_ladder(mode: Attach) -> Vec<Way> {
-    match mode {
-        Attach::Auto | Attach::Native | Attach::Generic | Attach::Tcx => {
-            vec![Way::EdgeTcx, Way::EdgeClsact]
-        }
-        Attach::Clsact => vec![Way::EdgeClsact, Way::EdgeTcx],
-        Attach::Socket => Vec::new(),
-    }
 }
 
 /// What comes from this host's own guests is judged at the sockets: at a NIC's hook it would look like a stranger that
@@ -74,21 +49,38 @@ fn is_chosen(interface: &Interface, choice: &Interfaces) -> bool {
     }
 }
 
-/// The interfaces to cover, each with its ladder. The choice of interfaces is one of where packets drop early; what leaves
+/// The interfaces to cover, each with a ladder. The choice of interfaces is one of where packets drop early; what leaves
 /// for guests is judged wherever there are some.
+///
+/// The cards themselves are asked only for [`choice`].
 pub fn wanted(config: &Config, facts: &Facts) -> Vec<Wanted> {
     let wanted = |interface: &Interface| {
         let mode = config.attach.of(&interface.name);
         let ladder = if interface.is_edge() {
-            edge_ladder(mode)
+            ladder::edge(mode)
         } else if is_chosen(interface, &config.interfaces) {
-            ladder(mode, interface.is_ethernet)
+            let unasked = Nic { driver: interface.kind.clone(), ..Nic::default() };
+            ladder::choose(mode, interface, &unasked).ladder
         } else {
             return None;
         };
-        Some(Wanted { ifindex: interface.index, name: interface.name.clone(), ladder })
+        Some(Wanted {
+            ifindex: interface.index,
+            name: interface.name.clone(),
+            ladder,
+            stays_native: ladder::stays_native(mode, interface.kind.as_deref()),
+        })
     };
     facts.interfaces.iter().filter_map(wanted).collect()
+}
+
+/// The ladder of an interface by which packets come in, after its card has been asked.
+fn choice(config: &Config, facts: &Facts, interface: &Interface) -> Choice {
+    let mode = config.attach.of(&interface.name);
+    let link = facts.snapshot.links.iter().find(|link| link.index == interface.index);
+    // What was asked for is tried whatever there is.
+    let nic = link.filter(|_| mode == Attach::Auto).map(nic::ask).unwrap_or_default();
+    ladder::choose(mode, interface, &nic)
 }
 
 /// What covering came to.
@@ -183,7 +175,10 @@ pub fn cover_within(
             continue;
         }
         let name = &wanted.name;
-        match attacher.cover(wanted, &seen) {
+        // What is covered already stays as it is, whatever its card would say now.
+        let asked = (!is_on && !interface.is_edge())
+            .then(|| Wanted { ladder: choice(config, facts, interface).ladder, ..wanted.clone() });
+        match attacher.cover(asked.as_ref().unwrap_or(wanted), &seen) {
             Ok(Some(refused)) if refused.is_empty() => {}
             Ok(Some(refused)) => {
                 let failures: Vec<_> =
@@ -346,15 +341,40 @@ pub fn report(
             class: class_name(interface.class).to_owned(),
             hook: covered.way.map(|way| way.name().to_owned()),
             note: note(interface, asked, &covered),
+            reason: None,
+            native_price: None,
         });
     }
     Ok((interfaces, missing))
 }
 
+/// Adds why each interface by which packets come in is covered as it is, and what native XDP would cost there.
+pub fn explain(interfaces: &mut [InterfaceStatus], config: &Config, facts: &Facts) {
+    for status in interfaces {
+        let interface = facts.interfaces.iter().find(|interface| interface.index == status.index);
+        let chosen = interface.filter(|it| !it.is_edge() && is_chosen(it, &config.interfaces));
+        let (Some(interface), Some(hook)) = (chosen, status.hook.as_deref()) else { continue };
+        let Choice { ladder, reason, price } = choice(config, facts, interface);
+        let is_on = |way: &Way| way.name() == hook;
+        if ladder.first().is_some_and(is_on) {
+            status.reason = Some(reason);
+            status.native_price = price;
+        } else if config.attach.of(&interface.name) == Attach::Auto {
+            // The note says what was not to be had.
+            status.reason = Some(if hook == Way::XdpNative.name() {
+                "it was there already, and taking it off may cost other traffic something"
+                    .to_owned()
+            } else {
+                reason
+            });
+        }
+    }
+}
+
 fn note(interface: &Interface, asked: Option<&Wanted>, covered: &Coverage) -> Option<String> {
     let mut notes = Vec::new();
     if let Some(first) = asked.and_then(|asked| asked.ladder.first())
-        && covered.way.is_some_and(|way| way != *first)
+        && covered.way.is_some_and(|way| way != *first && way != Way::XdpNative)
     {
         let why = covered.slot_holder.as_ref().filter(|_| first.is_xdp());
         let why = why.map(|holder| format!(": {holder} holds the XDP slot, and is left there"));
@@ -389,41 +409,7 @@ const fn class_name(class: Class) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use guard_common::verdict::Hook;
-
     use super::*;
-
-    #[test]
-    fn native_xdp_is_tried_only_where_it_was_asked_for() {
-        use Attach::{Auto, Clsact, Generic, Native, Socket, Tcx};
-        for mode in [Auto, Generic, Tcx, Clsact, Socket] {
-            assert!(!ladder(mode, true).contains(&Way::XdpNative), "{mode:?}");
-        }
-        assert_eq!(ladder(Native, true)[0], Way::XdpNative);
-        assert_eq!(ladder(Auto, true)[0], Way::Tcx);
-    }
-
-    #[test]
-    fn what_leaves_for_guests_is_judged_at_the_edge_unless_only_sockets_are_asked_for() {
-        use Attach::{Auto, Clsact, Generic, Native, Socket, Tcx};
-        for mode in [Auto, Native, Generic, Tcx, Clsact] {
-            let ways = edge_ladder(mode);
-            assert!(ways.iter().all(|way| way.hook() == Hook::Edge), "{mode:?}");
-            assert_eq!(ways.len(), 2, "{mode:?}");
-        }
-        assert!(edge_ladder(Socket).is_empty());
-    }
-
-    #[test]
-    fn every_ladder_has_a_step_that_needs_no_ethernet_header() {
-        use Attach::{Auto, Clsact, Generic, Native, Tcx};
-        for mode in [Auto, Native, Generic, Tcx, Clsact] {
-            let ways = ladder(mode, false);
-            assert!(!ways.is_empty(), "{mode:?}");
-            assert!(ways.iter().all(|way| matches!(way, Way::Tcx | Way::Clsact)), "{mode:?}");
-        }
-        assert!(ladder(Attach::Socket, true).is_empty());
-    }
 
     #[test]
     fn the_first_piece_of_work_always_has_time() {

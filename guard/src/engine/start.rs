@@ -7,8 +7,8 @@ use guard_common::packet::Protocol;
 use super::{Engine, Facts, Settings, coverage, cutting};
 use crate::{
     compile::{self, Tables},
-    config::{Attach, LocalSources},
-    control::{Control, Failure, Status},
+    config::LocalSources,
+    control::{Control, Failure},
     host::{
         reserved_ports,
         sockets::{
@@ -20,7 +20,7 @@ use crate::{
     output::text::count_of,
     policy,
     rule::GuardedPort,
-    startup::{NativeChance, Startup},
+    startup::Startup,
     state::{RunFlags, State},
 };
 
@@ -86,7 +86,6 @@ impl Engine {
         self.hooks = self.hooks_in_place()?;
         let status = self.status()?;
         Ok(Startup {
-            native: self.native_chances(&status, &facts),
             status,
             exposed,
             peers,
@@ -95,27 +94,6 @@ impl Engine {
             containers: self.settings.config.local == LocalSources::HostAndContainers,
             adopted,
         })
-    }
-
-    /// Outside interfaces that take XDP and have a later hook, because nobody asked for native.
-    fn native_chances(&self, status: &Status, facts: &Facts) -> Vec<NativeChance> {
-        let config = &self.settings.config;
-        facts
-            .interfaces
-            .iter()
-            .filter(|interface| interface.is_ethernet && !interface.is_edge())
-            .filter(|interface| config.attach.of(&interface.name) == Attach::Auto)
-            .filter(|interface| {
-                status
-                    .interfaces
-                    .iter()
-                    .any(|covered| covered.index == interface.index && covered.hook.is_some())
-            })
-            .map(|interface| NativeChance {
-                interface: interface.name.clone(),
-                is_veth: interface.kind.as_deref() == Some("veth"),
-            })
-            .collect()
     }
 
     fn cover_sockets(&mut self, settings: &Settings) -> Result<(), Failure> {

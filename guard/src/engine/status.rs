@@ -22,7 +22,8 @@ pub fn status(engine: &Engine) -> Result<Status, Failure> {
     let facts = Facts::gather(config)?;
     let links = links::ours(&engine.pins)?;
     let header = engine.maps.as_ref().map(PolicyMaps::header).transpose()?.flatten();
-    let (interfaces, uncovered) = coverage::report(&engine.pins, config, &facts, &links)?;
+    let (mut interfaces, uncovered) = coverage::report(&engine.pins, config, &facts, &links)?;
+    coverage::explain(&mut interfaces, config, &facts);
     let backstop = backstop(engine, attach::backstop(&links));
 
     let mut missing = Vec::new();

@@ -40,6 +40,15 @@ pub struct Link {
     pub mtu: u32,
     /// For a `tun` device: it carries Ethernet frames.
     pub is_tap: bool,
+    /// The device of a bus that it belongs to (`IFLA_PARENT_DEV_NAME`, Linux 5.14): none for what is made of software.
+    pub parent: Option<Parent>,
+}
+
+/// A device of a bus: `pci` and `0000:01:00.0`, `virtio` and `virtio0`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parent {
+    pub bus: String,
+    pub name: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

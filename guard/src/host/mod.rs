@@ -3,10 +3,13 @@
 
 pub mod bpffs;
 pub mod cgroup;
+mod conversation;
 pub mod forwarders;
+mod generic;
 pub mod interfaces;
 pub mod netlink;
 pub mod netns;
+pub mod nic;
 pub mod reserved_ports;
 pub mod sockets;
 pub mod via;

@@ -23,7 +23,7 @@ use rtnetlink::{
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice, socket_with};
 
-use super::interfaces::{Address, Link, Route, Snapshot};
+use super::interfaces::{Address, Link, Parent, Route, Snapshot};
 
 /// `IFLA_TUN_TYPE` and its value for a tap, of `include/uapi/linux/if_link.h` and `if_tun.h` (Linux 4.20).
 const IFLA_TUN_TYPE: u16 = 3;
@@ -186,8 +186,11 @@ fn link(message: &LinkMessage) -> Link {
         ..Link::default()
     };
     let mut tun_type = None;
+    let (mut bus, mut parent) = (None, None);
     for attribute in &message.attributes {
         match attribute {
+            LinkAttribute::ParentDevBusName(name) => bus = Some(name.clone()),
+            LinkAttribute::ParentDevName(name) => parent = Some(name.clone()),
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Controller(master) => link.master = non_zero(*master),
             LinkAttribute::Link(lower) => link.lower = non_zero(*lower),
@@ -206,6 +209,7 @@ fn link(message: &LinkMessage) -> Link {
             _ => {}
         }
     }
+    link.parent = bus.zip(parent).map(|(bus, name)| Parent { bus, name });
     let is_tun = link.kind.as_deref() == Some("tun");
     link.is_tap = is_tun
         && tun_type.map_or(link.hardware_type == ARPHRD_ETHER, |tun_type| tun_type == IFF_TAP);
@@ -369,14 +373,21 @@ mod tests {
             carrier: true,
             mtu: 1400,
             is_tap: false,
+            parent: None,
         };
         assert_eq!(found, expected);
     }
 
     #[test]
     fn link_of_hardware_stands_on_nothing() {
-        let found = link(&link_message(vec![LinkAttribute::Link(0)]));
+        let found = link(&link_message(vec![
+            LinkAttribute::Link(0),
+            LinkAttribute::ParentDevName("0000:01:00.0".into()),
+            LinkAttribute::ParentDevBusName("pci".into()),
+        ]));
         assert_eq!((found.kind, found.lower, found.master), (None, None, None));
+        let parent = Parent { bus: "pci".into(), name: "0000:01:00.0".into() };
+        assert_eq!(found.parent, Some(parent));
     }
 
     #[test]

@@ -96,6 +96,8 @@ pub struct Wanted {
     pub ifindex: u32,
     pub name: String,
     pub ladder: Vec<Way>,
+    /// Native XDP of ours that is there already comes before the ladder.
+    pub stays_native: bool,
 }
 
 /// A way that the kernel did not take.
@@ -163,14 +165,20 @@ impl<'a> Attacher<'a> {
         seen: &Seen,
     ) -> Result<Option<Vec<Refused>>, KernelError> {
         let mut refused = Vec::new();
-        for way in &wanted.ladder {
-            match self.attach(*way, wanted, seen) {
+        let is_native = wanted.stays_native
+            && seen.xdp.is_some_and(|xdp| xdp.is_native)
+            && self.links.iter().any(|link| {
+                matches!(link.place, LinkPlace::Xdp { .. }) && link.is_on(wanted.ifindex, seen)
+            });
+        let stays = is_native.then_some(Way::XdpNative);
+        for way in stays.into_iter().chain(wanted.ladder.iter().copied()) {
+            match self.attach(way, wanted, seen) {
                 Ok(()) => {
-                    self.leave_only(Some(*way), wanted.ifindex, &wanted.name, seen)?;
+                    self.leave_only(Some(way), wanted.ifindex, &wanted.name, seen)?;
                     return Ok(Some(refused));
                 }
                 Err(_) if !exists(wanted.ifindex) => return Ok(None),
-                Err(error) => refused.push(Refused::new(*way, &error)),
+                Err(error) => refused.push(Refused::new(way, &error)),
             }
         }
         if wanted.ladder.is_empty() {

@@ -11,7 +11,7 @@ use crate::control::{CounterView, EventTotals};
 
 /// The pinned counters.
 pub struct Counters {
-    counters: PerCpuArray<MapData, Counter>,
+    packets: PerCpuArray<MapData, Counter>,
     events: PerCpuArray<MapData, u64>,
     samplers: PerCpuArray<MapData, Sampler>,
 }
@@ -22,7 +22,7 @@ impl Counters {
     pub fn open(pins: &Pins) -> Result<Self, KernelError> {
         let failed = |name| move |source| KernelError::Map { name, what: "opened", source };
         Ok(Self {
-            counters: Map::PerCpuArray(open(pins, map::COUNTERS)?)
+            packets: Map::PerCpuArray(open(pins, map::COUNTERS)?)
                 .try_into()
                 .map_err(failed(map::COUNTERS))?,
             events: Map::PerCpuArray(open(pins, map::EVENT_COUNTERS)?)
@@ -44,7 +44,7 @@ impl Counters {
             for verdict in Verdict::ALL {
                 for reason in Reason::ALL {
                     let per_cpu =
-                        self.counters.get(&counter_index(hook, verdict, reason), 0).map_err(
+                        self.packets.get(&counter_index(hook, verdict, reason), 0).map_err(
                             |source| KernelError::Map { name: map::COUNTERS, what: "read", source },
                         )?;
                     let packets = per_cpu.iter().map(|counter| counter.packets).sum();

@@ -14,7 +14,7 @@ use guard_common::{
     abi::{
         ABI_VERSION, InsideKey, Ladder, MAX_GUARDED_PORTS, MAX_INSIDE, MAX_LADDERS,
         MAX_VIA_INDICES, POLICY_SLOTS, PORT_ALIAS, PORT_WORDS, PolicyHeader, PortIndex,
-        PortIndices, ViaKey, map, port_word,
+        PortIndices, ViaKey, map, port_index, port_octet, port_word,
     },
     packet::Protocol,
     sources::{
@@ -124,8 +124,7 @@ impl PolicyMaps {
     /// What the chunks of the source tables take of the kernel's memory.
     #[must_use]
     pub fn sources_bytes(&self) -> u64 {
-        let chunks = self.chunks.iter().map(Vec::len).sum::<usize>() as u64;
-        chunks * u64::from(PAGES_PER_CHUNK) * size_of::<Page>() as u64
+        chunks_bytes(self.chunks.iter().map(Vec::len).sum::<usize>() as u64)
     }
 
     /// The guarded ports in force; none before the first policy.
@@ -161,10 +160,9 @@ impl PolicyMaps {
     /// When a table can't hold it or a map can't be written. The policy in force is as it was.
     pub fn put_in_force(&mut self, wanted: &Tables, terms: Terms) -> Result<u64, KernelError> {
         check_room(wanted)?;
-        let lines =
-            sources::build(&wanted.sources).map_err(|TooLong| KernelError::TooManyAddresses {
-                room_mib: u64::from(MAX_CHUNKS * PAGES_PER_CHUNK) * size_of::<Page>() as u64 >> 20,
-            })?;
+        let lines = sources::build(&wanted.sources).map_err(|TooLong| {
+            KernelError::TooManyAddresses { room_mib: chunks_bytes(MAX_CHUNKS.into()) >> 20 }
+        })?;
         let active = self.active_slot()?;
         let slot = active.map_or(0, |active| (active + 1) % POLICY_SLOTS);
         // A packet that came in before the last swap may still be walking this slot.
@@ -273,32 +271,27 @@ impl PolicyMaps {
     }
 
     fn write_ports(&mut self, slot: u32, wanted: &Tables) -> Result<(), KernelError> {
-        for protocol in [Protocol::Tcp, Protocol::Udp] {
-            let first = port_word(slot, protocol, 0);
-            let mut words = [0_u64; PORT_WORDS as usize];
-            let mut indices: BTreeMap<u32, PortIndices> = BTreeMap::new();
-            let ports = wanted.ports.iter().map(|(port, index)| (port, *index as u8));
-            let aliases =
-                wanted.aliases.iter().map(|(port, index)| (port, *index as u8 | PORT_ALIAS));
-            for (port, index) in ports.chain(aliases).filter(|(port, _)| port.protocol == protocol)
-            {
-                words[usize::from(port.number >> 6)] |= 1 << (port.number & 63);
-                let word = port_word(slot, protocol, port.number);
-                indices.entry(word).or_insert([0; 64])[usize::from(port.number & 63)] = index;
+        let mut words: BTreeMap<u32, (u64, PortIndices)> = BTreeMap::new();
+        let ports = wanted.ports.iter().map(|(port, index)| (port, port_octet(*index, false)));
+        let aliases = wanted.aliases.iter().map(|(port, index)| (port, port_octet(*index, true)));
+        for (port, octet) in ports.chain(aliases) {
+            let place = port_word(slot, port.protocol, port.number);
+            let (bits, octets) = words.entry(place).or_insert((0, [0; 64]));
+            *bits |= 1 << (port.number & 63);
+            octets[usize::from(port.number & 63)] = octet;
+        }
+        let first = port_word(slot, Protocol::Tcp, 0);
+        for place in first..first + 2 * PORT_WORDS {
+            let held = self.port_bits.get(&place, 0).map_err(failed(map::PORT_BITS, "read"))?;
+            let wanted = words.get(&place).copied();
+            if held == 0 && wanted.is_none() {
+                continue;
             }
-            for (word, indices) in indices {
-                self.port_indices
-                    .set(word, indices, 0)
-                    .map_err(failed(map::PORT_INDICES, "written"))?;
-            }
-            for (index, word) in (first..).zip(words) {
-                let held = self.port_bits.get(&index, 0).map_err(failed(map::PORT_BITS, "read"))?;
-                if held != word {
-                    self.port_bits
-                        .set(index, word, 0)
-                        .map_err(failed(map::PORT_BITS, "written"))?;
-                }
-            }
+            let (bits, octets) = wanted.unwrap_or((0, [0; 64]));
+            self.port_indices
+                .set(place, octets, 0)
+                .map_err(failed(map::PORT_INDICES, "written"))?;
+            self.port_bits.set(place, bits, 0).map_err(failed(map::PORT_BITS, "written"))?;
         }
         Ok(())
     }
@@ -313,19 +306,21 @@ impl PolicyMaps {
                 if word == 0 {
                     continue;
                 }
-                let indices =
+                let octets =
                     self.port_indices.get(&place, 0).map_err(failed(map::PORT_INDICES, "read"))?;
-                let numbers = (first..=first + 63).zip(indices);
-                for (number, octet) in numbers.filter(|(number, _)| word >> (number & 63) & 1 != 0)
-                {
+                for (number, octet) in (first..=first + 63).zip(octets) {
                     let kind = if octet & PORT_ALIAS != 0 { &mut aliases } else { &mut ports };
                     let port = GuardedPort { protocol, number };
-                    kind.insert(port, PortIndex::from(octet & !PORT_ALIAS));
+                    kind.extend(port_index(octet).map(|index| (port, index)));
                 }
             }
         }
         Ok((ports, aliases))
     }
+}
+
+const fn chunks_bytes(chunks: u64) -> u64 {
+    chunks * PAGES_PER_CHUNK as u64 * size_of::<Page>() as u64
 }
 
 /// The chunks that a slot has: the first so many.

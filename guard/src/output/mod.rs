@@ -22,7 +22,7 @@ pub use attempts::{attempt, lagged};
 pub use changes::{added, checked, down, mode, notes, reloaded, removed};
 pub use explanation::explanation;
 pub use rules::{ends, idle, rules, scope, who};
-pub use status::{backstop, interfaces, status};
+pub use status::{backstop, interfaces, native, status};
 pub use text::View;
 
 use self::text::{Page, escaped};

@@ -13,9 +13,12 @@ pub fn status(status: &Status, view: &View) -> String {
     for missing in &status.missing {
         page.line(format!("{} {}", view.bad("missing:"), escaped(missing)));
     }
-    let mut facts = interfaces(&status.interfaces);
+    let mut facts = interfaces(&status.interfaces.iter().map(with_reason).collect::<Vec<_>>());
     facts.push(vec!["backstop".to_owned(), backstop(&status.backstop)]);
     page.block(&columns(&facts));
+    for line in native(&status.interfaces) {
+        page.line(line);
+    }
     for published in &status.published {
         page.line(published_port(published));
     }
@@ -111,6 +114,44 @@ fn interface(interface: &InterfaceStatus) -> Vec<String> {
         interface.hook.as_deref().map_or_else(|| "no hook".to_owned(), escaped),
         interface.note.as_deref().map(escaped).unwrap_or_default(),
     ]
+}
+
+/// With the reason for its hook beside what else there is to say.
+fn with_reason(interface: &InterfaceStatus) -> InterfaceStatus {
+    let notes = interface.reason.iter().chain(&interface.note).cloned();
+    let notes: Vec<String> = notes.collect();
+    InterfaceStatus { note: (!notes.is_empty()).then(|| notes.join("; ")), ..interface.clone() }
+}
+
+/// Interfaces that one line names.
+const MOST_NAMES: usize = 10;
+
+/// Native XDP is the earliest place to drop, and never chosen by itself where other traffic would pay for it: a line for each
+/// price.
+#[must_use]
+pub fn native(all: &[InterfaceStatus]) -> Vec<String> {
+    let mut by_price: Vec<(&str, Vec<String>)> = Vec::new();
+    for interface in all {
+        let Some(price) = interface.native_price.as_deref() else { continue };
+        let name = escaped(&interface.name);
+        match by_price.iter_mut().find(|(known, _)| *known == price) {
+            Some((_, names)) => names.push(name),
+            None => by_price.push((price, vec![name])),
+        }
+    }
+    let line = |(price, names): (&str, Vec<String>)| {
+        let more = match names.len().saturating_sub(MOST_NAMES) {
+            0 => String::new(),
+            number => format!(" and {number} more"),
+        };
+        let shown = &names[..names.len().min(MOST_NAMES)];
+        format!(
+            "native XDP would drop earlier on {}{more}: guard run --attach native (its price: {})",
+            shown.join(", "),
+            escaped(price)
+        )
+    };
+    by_price.into_iter().map(line).collect()
 }
 
 /// `published: 8081 leads to 11434 (docker-proxy), and is guarded too`
@@ -222,7 +263,9 @@ pub(crate) mod tests {
                     index: 2,
                     class: "outside".into(),
                     hook: Some("tcx".into()),
-                    note: Some("native XDP would reset its rings".into()),
+                    note: None,
+                    reason: Some("native XDP is not free with ice".into()),
+                    native_price: Some("it resets its rings".into()),
                 },
                 InterfaceStatus {
                     name: "docker0".into(),
@@ -230,6 +273,8 @@ pub(crate) mod tests {
                     class: "local bridge".into(),
                     hook: None,
                     note: None,
+                    reason: None,
+                    native_price: None,
                 },
             ],
             backstop: BackstopStatus {
@@ -266,9 +311,10 @@ pub(crate) mod tests {
         assert_eq!(
             status(&example(), &view()),
             "enforcing: TCP 11434 is closed to everyone but this machine and 2 rules\n  \
-               eth0      outside       tcx      native XDP would reset its rings\n  \
+               eth0      outside       tcx      native XDP is not free with ice\n  \
                docker0   local bridge  no hook\n  \
                backstop  at every socket of this machine (/sys/fs/cgroup)\n\
+             native XDP would drop earlier on eth0: guard run --attach native (its price: it resets its rings)\n\
              2 rules in force (generation 7)\n\
              daemon pid 812; the kernel goes on without it\n\
              packets to guarded ports, each hook by itself:\n  \
@@ -279,6 +325,35 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_price_is_told_once_for_all_that_have_it() {
+        let interface = |number: u32, price: &str| InterfaceStatus {
+            name: format!("eth{number}"),
+            native_price: (!price.is_empty()).then(|| price.into()),
+            ..example().interfaces[0].clone()
+        };
+        let mut all =
+            vec![interface(0, "a"), interface(1, "b"), interface(2, ""), interface(3, "a")];
+        assert_eq!(
+            native(&all),
+            [
+                "native XDP would drop earlier on eth0, eth3: guard run --attach native (its price: a)",
+                "native XDP would drop earlier on eth1: guard run --attach native (its price: b)",
+            ]
+        );
+        all.extend((10..23).map(|number| interface(number, "b")));
+        assert!(native(&all)[1].contains("eth18 and 4 more: guard run"), "{:?}", native(&all));
+    }
+
+    #[test]
+    fn a_reason_stands_before_the_note() {
+        let noted =
+            InterfaceStatus { note: Some("a note".into()), ..example().interfaces[0].clone() };
+        let note = with_reason(&noted).note;
+        assert_eq!(note.as_deref(), Some("native XDP is not free with ice; a note"));
+        assert_eq!(with_reason(&example().interfaces[1]).note, None);
+    }
+
+    #[test]
     fn the_devices_of_many_containers_share_a_row() {
         let container = |number: u32, note: Option<&str>| InterfaceStatus {
             name: format!("cali{number}"),
@@ -286,6 +361,8 @@ pub(crate) mod tests {
             class: "container".into(),
             hook: Some("edge tcx".into()),
             note: note.map(Into::into),
+            reason: None,
+            native_price: None,
         };
         let mut all = example().interfaces;
         all.extend([container(10, None), container(11, None), container(12, None)]);
