@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::{
-    command::{run as run_command, without_cargo_variables},
+    command::{answer, run as run_command, without_cargo_variables},
     kernel_object::{OBJECT_VARIABLE, build_all, build_generator},
     setup::{self, Scope},
     test::BINARY_VARIABLE,
@@ -13,7 +13,7 @@ use crate::{
 /// Tells `guard-bench` where the packet generator is.
 const GENERATOR_VARIABLE: &str = "GUARD_BENCH_OBJECT";
 
-/// What nobody but root can measure, `guard-bench` says itself.
+/// That nothing can be measured without root, `guard-bench` says itself.
 pub fn run(workspace: &Workspace, quick: bool, only: &[String], rounds: Option<u32>) -> Result<()> {
     let toolchain = setup::ensure(workspace, Scope::Test)?;
     let built = build_all(workspace, &toolchain)?;
@@ -30,6 +30,8 @@ pub fn run(workspace: &Workspace, quick: bool, only: &[String], rounds: Option<u
         .arg(workspace.root.join("docs"))
         .arg("--results")
         .arg(workspace.target.join("bench"))
+        .arg("--revision")
+        .arg(revision(workspace).unwrap_or_else(|| "of unknown revision".into()))
         .env(BINARY_VARIABLE, &built.binary)
         .env(GENERATOR_VARIABLE, &generator);
     if quick {
@@ -42,4 +44,11 @@ pub fn run(workspace: &Workspace, quick: bool, only: &[String], rounds: Option<u
         bench.args(["--rounds", &rounds.to_string()]);
     }
     run_command(&mut bench, "the benchmark")
+}
+
+/// As its history names what is checked out; nothing where there is no history.
+fn revision(workspace: &Workspace) -> Option<String> {
+    let mut git = without_cargo_variables("git");
+    git.args(["describe", "--always", "--dirty"]).current_dir(&workspace.root);
+    Some(answer(&mut git)?.trim().to_owned())
 }

@@ -7,6 +7,8 @@ const BUSY_SHARE: f64 = 0.1;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Facts {
+    /// Which guard, as its history names it.
+    pub revision: String,
     pub processor: String,
     pub processors: usize,
     pub kernel: String,
@@ -18,7 +20,7 @@ pub struct Facts {
 impl Facts {
     /// Takes a second.
     #[must_use]
-    pub fn gather() -> Self {
+    pub fn gather(revision: &str) -> Self {
         let read = |path| fs::read_to_string(path).unwrap_or_default();
         let before = times(&read("/proc/stat"));
         thread::sleep(Duration::from_secs(1));
@@ -26,6 +28,7 @@ impl Facts {
         let total = after.total.saturating_sub(before.total).max(1);
         let idle = after.idle.saturating_sub(before.idle);
         Self {
+            revision: revision.to_owned(),
             processor: processor(&read("/proc/cpuinfo")),
             processors: thread::available_parallelism().map_or(1, usize::from),
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
@@ -49,9 +52,12 @@ impl Facts {
 
 impl fmt::Display for Facts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { processor, processors, kernel, date, .. } = self;
+        let Self { revision, processor, processors, kernel, date, .. } = self;
         let plural = if *processors == 1 { "" } else { "s" };
-        write!(f, "{processor}, {processors} processor{plural}, Linux {kernel}, {date}")
+        write!(
+            f,
+            "guard {revision}, {processor}, {processors} processor{plural}, Linux {kernel}, {date}"
+        )
     }
 }
 
@@ -97,6 +103,7 @@ mod tests {
         let facts = |busy_share| Facts {
             busy_share,
             ..Facts {
+                revision: "0123abc".to_owned(),
                 processor: "Fast CPU 9".to_owned(),
                 processors: 2,
                 kernel: "6.18.0".to_owned(),
@@ -106,6 +113,7 @@ mod tests {
         };
         assert_eq!(facts(0.02).is_busy(), None);
         assert!(facts(0.4).is_busy().unwrap().starts_with("others take 40 % "));
-        assert_eq!(facts(0.0).to_string(), "Fast CPU 9, 2 processors, Linux 6.18.0, 2026-11-25");
+        let text = "guard 0123abc, Fast CPU 9, 2 processors, Linux 6.18.0, 2026-11-25";
+        assert_eq!(facts(0.0).to_string(), text);
     }
 }

@@ -10,7 +10,7 @@ use super::{
     filters::{Filter, Installed, Library},
     generator::{Generator, Transport},
     lists::{Family, List, ListId, Shape, outside},
-    rig::Rig,
+    rig::{Flood, Rig},
 };
 use crate::{
     foreign::Place,
@@ -220,6 +220,46 @@ struct Stage<'rig> {
     _listener: Option<Listener>,
 }
 
+impl Stage<'_> {
+    /// Floods it, and looks whether it has let through what it should.
+    fn flood(
+        &self,
+        generator: &mut Generator,
+        traffic: Traffic,
+        length: Duration,
+    ) -> Result<Flood> {
+        let to: SocketAddr = match traffic.family {
+            Family::V4 => SERVER.v4_at(OLLAMA),
+            Family::V6 => SERVER.v6_at(OLLAMA),
+        };
+        generator.order(to, traffic.transport, traffic.sources, self.rig.client_index())?;
+        let what = || format!("{}: {}", self.scene.name, traffic.name());
+        let flood = self.rig.flood(generator, length).with_context(what)?;
+        let is_as_meant = match self.scene.drops(traffic) {
+            Some(true) => flood.passed < LEAKAGE,
+            Some(false) => flood.passed > 1.0 - LEAKAGE,
+            None => true,
+        };
+        ensure!(is_as_meant, "{}: {:.3} of the packets reached TCP", what(), flood.passed);
+        Ok(flood)
+    }
+}
+
+/// A scene under one kind of traffic.
+struct Case<'rig> {
+    stage: &'rig Stage<'rig>,
+    traffic: Traffic,
+    values: Vec<f64>,
+    /// The bare program's, right before.
+    beside: Vec<f64>,
+}
+
+impl<'rig> Case<'rig> {
+    fn new(stage: &'rig Stage<'rig>, traffic: Traffic) -> Self {
+        Self { stage, traffic, values: Vec::new(), beside: Vec::new() }
+    }
+}
+
 /// # Errors
 /// When the machine can't generate, or a filter that is installed can't be used.
 pub fn run(
@@ -249,9 +289,10 @@ pub fn run(
         stages.push(Stage { scene, rig, _installed: installed, _listener: listener });
     }
 
-    let mut cases: Vec<(&Stage<'_>, Traffic, Vec<f64>)> = stages
+    let bare = stages.iter().find(|stage| stage.scene.name == BARE).context("nothing is bare")?;
+    let mut cases: Vec<Case<'_>> = stages
         .iter()
-        .flat_map(|stage| stage.scene.traffic.iter().map(move |traffic| (stage, *traffic, vec![])))
+        .flat_map(|stage| stage.scene.traffic.iter().map(move |traffic| Case::new(stage, *traffic)))
         .collect();
     let length = Duration::from_millis(if bench.is_quick { 40 } else { 300 });
     for round in 0..bench.rounds {
@@ -259,44 +300,28 @@ pub fn run(
             Part::Live,
             &format!("{} floods, round {} of {}", cases.len(), round + 1, bench.rounds),
         );
-        for (stage, traffic, values) in forward_and_back(&mut cases, round) {
-            let generator = generators.get(*traffic, stage.scene.list);
-            let to: SocketAddr = match traffic.family {
-                Family::V4 => SERVER.v4_at(OLLAMA),
-                Family::V6 => SERVER.v6_at(OLLAMA),
-            };
-            generator.order(to, traffic.transport, traffic.sources, stage.rig.client_index())?;
-            let what = || format!("{}: {}", stage.scene.name, traffic.name());
-            let flood = stage.rig.flood(generator, length).with_context(what)?;
-            let is_as_meant = match stage.scene.drops(*traffic) {
-                Some(true) => flood.passed < LEAKAGE,
-                Some(false) => flood.passed > 1.0 - LEAKAGE,
-                None => true,
-            };
-            ensure!(is_as_meant, "{}: {:.3} of the packets reached TCP", what(), flood.passed);
-            values.push(flood.cost);
+        for case in forward_and_back(&mut cases, round) {
+            let generator = generators.get(case.traffic, case.stage.scene.list);
+            // What the machine does by itself changes from one moment to the next: the bare program stands right beside.
+            let beside = bare.flood(generator, case.traffic, length / 3)?;
+            let flood = case.stage.flood(generator, case.traffic, length)?;
+            case.beside.push(beside.cost);
+            case.values.push(flood.cost);
         }
     }
 
-    let bare = |traffic: Traffic| {
-        let bare = cases.iter().find(|case| case.0.scene.name == BARE && case.1 == traffic);
-        bare.map(|case| case.2.clone()).unwrap_or_default()
-    };
     for traffic in ALL_TRAFFIC {
-        let base = bare(traffic);
-        let noise = noise(&base);
-        if noise > MOST_NOISE {
-            results.noisy.push(format!("{BARE} varied by {noise:.1}: {}", traffic.name()));
-        }
-        for (stage, _, values) in cases.iter().filter(|case| case.1 == traffic) {
-            let case = Measured::new(
-                Part::Live,
-                &traffic.name(),
-                &stage.scene.name,
-                "ns/packet",
-                values.clone(),
-            );
-            results.measured.push(case.against(BARE, Comparison::Ratio, base.clone()));
+        for Case { stage, values, beside, .. } in
+            cases.iter().filter(|case| case.traffic == traffic)
+        {
+            let name = &stage.scene.name;
+            if name == BARE && noise(values) > MOST_NOISE {
+                let noise = noise(values);
+                results.noisy.push(format!("{BARE} varied by {noise:.1}: {}", traffic.name()));
+            }
+            let case =
+                Measured::new(Part::Live, &traffic.name(), name, "ns/packet", values.clone());
+            results.measured.push(case.against(BARE, Comparison::Ratio, beside.clone()));
         }
     }
     Ok(())

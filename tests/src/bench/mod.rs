@@ -44,6 +44,8 @@ pub struct Bench {
     pub is_quick: bool,
     pub rounds: usize,
     pub parts: Vec<Part>,
+    /// Which guard is measured.
+    pub revision: String,
     /// Where raw results and lists go.
     pub results: PathBuf,
     /// Where the table and the plot go.
@@ -77,7 +79,7 @@ impl Bench {
             );
             return Ok(());
         }
-        let facts = Facts::gather();
+        let facts = Facts::gather(&self.revision);
         println!("{facts}");
         let mut results = Results::default();
         if let Some(busy) = facts.is_busy() {

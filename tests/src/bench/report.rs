@@ -348,6 +348,7 @@ mod tests {
 
     fn facts() -> Facts {
         Facts {
+            revision: "0123abc".to_owned(),
             processor: "Fast CPU 9".to_owned(),
             processors: 2,
             kernel: "6.18.0".to_owned(),
@@ -379,7 +380,7 @@ mod tests {
         ];
         let text = markdown(&facts(), 3, &Results { measured, ..Results::default() });
         for line in [
-            "Fast CPU 9, 2 processors, Linux 6.18.0, 2026-11-25. 3 rounds; median (lowest–highest).",
+            "guard 0123abc, Fast CPU 9, 2 processors, Linux 6.18.0, 2026-11-25. 3 rounds; median (lowest–highest).",
             "| XDP drop, one source, 10k dense, beside bare XDP_DROP | 1.50 (1.40–2.00) |",
             "### Floods: IPv4 TCP SYN, one source",
             "| case | ns/packet | beside its base | base |",

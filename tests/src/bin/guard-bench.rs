@@ -24,6 +24,9 @@ struct Arguments {
     /// Where the published table and plot are
     #[arg(long, default_value = "docs")]
     documentation: PathBuf,
+    /// Which guard is measured
+    #[arg(long, default_value = "unknown")]
+    revision: String,
     #[arg(long, hide = true, num_args = 4)]
     talk: Option<Vec<String>>,
 }
@@ -36,7 +39,8 @@ fn part(name: &str) -> Result<Part, String> {
 }
 
 fn main() -> Result<()> {
-    let Arguments { quick, only, rounds, results, documentation, talk } = Arguments::parse();
+    let Arguments { quick, only, rounds, results, documentation, revision, talk } =
+        Arguments::parse();
     if let Some([kind, amount, server, cgroup]) = talk.as_deref() {
         let server: SocketAddr =
             server.parse().with_context(|| format!("{server} is no address"))?;
@@ -49,6 +53,7 @@ fn main() -> Result<()> {
         is_quick: quick,
         rounds,
         parts: parts.collect(),
+        revision,
         results,
         documentation,
         started: Instant::now(),
