@@ -110,7 +110,7 @@ fn send<const WORDS: usize, const BYTES: usize, const SOURCE: usize>(
         unsafe { ((transport + UDP_CHECKSUM) as *mut u16).write(checksum) };
     }
     // SAFETY: the helper takes plain numbers.
-    Some(unsafe { bpf_redirect(order.ifindex, 0) } as u32)
+    Some(unsafe { bpf_redirect(order.ifindex, 0) }.cast_unsigned() as u32)
 }
 
 /// The Internet checksum (RFC 1071) of what was summed; at most 32767 words.

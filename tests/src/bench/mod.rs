@@ -38,6 +38,9 @@ use crate::lock::MachineLock;
 /// Medians of fewer rounds are not published.
 pub const LEAST_ROUNDS: usize = 7;
 
+/// Where the page shows the plot, which lies beside it.
+const PLOT: &str = "![What a packet of a flood costs the receiver](performance.svg)";
+
 /// A run of the benchmark.
 #[derive(Debug)]
 pub struct Bench {
@@ -168,7 +171,7 @@ impl Bench {
         let page = self.documentation.join("performance.md");
         let old = fs::read_to_string(&page)
             .with_context(|| format!("{} can't be read", page.display()))?;
-        let new = report::between_markers(&old, &text)
+        let new = report::between_markers(&old, &format!("{PLOT}\n\n{text}"))
             .with_context(|| format!("{} has not both its markers", page.display()))?;
         fs::write(&page, new).with_context(|| format!("{} can't be written", page.display()))?;
         let plot = self.documentation.join("performance.svg");
