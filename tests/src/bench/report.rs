@@ -112,7 +112,10 @@ fn answers(text: &mut String, results: &Results) {
         .filter_map(|question| {
             let find = |place: &Place| results.find(place.part, &place.group, place.case);
             let (this, that) = (find(&question.this)?, find(&question.that)?);
-            let compared = compare(&this.values, &that.values, question.comparison);
+            // Its own base was measured right beside it.
+            let beside = this.base.as_ref().filter(|base| base.name == question.that.case);
+            let values = beside.map_or(&that.values, |base| &base.values);
+            let compared = compare(&this.values, values, question.comparison);
             Some(format!(
                 "| {} | {} |",
                 question.text,
@@ -375,7 +378,8 @@ mod tests {
     #[test]
     fn a_table_has_medians_ranges_and_ratios() {
         let measured = vec![
-            flood(BARE, [100.0, 110.0, 90.0]),
+            // Not what it came to beside the other.
+            flood(BARE, [90.0, 100.0, 110.0]),
             flood("guard XDP, 10k dense", [150.0, 220.0, 126.0]),
         ];
         let text = markdown(&facts(), 3, &Results { measured, ..Results::default() });
