@@ -16,7 +16,8 @@ use aya::{
     sys::{Stats, enable_stats},
 };
 use aya_obj::generated::{
-    XDP_FLAGS_DRV_MODE, bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_link_info, bpf_prog_type,
+    XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE, bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn,
+    bpf_link_info, bpf_prog_info, bpf_prog_type,
 };
 
 use crate::{command, lab::Lab, machine::Machine};
@@ -39,7 +40,17 @@ pub struct Foreign {
     program: OwnedFd,
     link: Option<OwnedFd>,
     /// The kernel counts how often programs run as long as somebody wants it to.
-    _counting: OwnedFd,
+    _counting: Option<OwnedFd>,
+}
+
+/// Where a program of somebody else's stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    XdpNative,
+    XdpGeneric,
+    Tcx,
+    /// At sockets, and loaded only: a test run needs no more.
+    Cgroup,
 }
 
 impl Foreign {
@@ -92,13 +103,52 @@ impl Foreign {
         foreign
     }
 
+    /// Without a count of how often it runs, which takes time.
+    ///
+    /// # Errors
+    /// The kernel's own.
+    pub fn uncounted(
+        machine: &Machine,
+        interface: &str,
+        place: Place,
+        answer: i32,
+    ) -> io::Result<Self> {
+        let mut foreign = Self::unattached(place, answer)?;
+        let (attach_type, flags) = match place {
+            Place::XdpNative => (bpf_attach_type::BPF_XDP, XDP_FLAGS_DRV_MODE),
+            Place::XdpGeneric => (bpf_attach_type::BPF_XDP, XDP_FLAGS_SKB_MODE),
+            Place::Tcx => (bpf_attach_type::BPF_TCX_INGRESS, BEFORE),
+            Place::Cgroup => return Err(io::ErrorKind::Unsupported.into()),
+        };
+        foreign.attach(machine, interface, attach_type, flags)?;
+        Ok(foreign)
+    }
+
+    /// As [`Foreign::uncounted`], attached nowhere.
+    ///
+    /// # Errors
+    /// The kernel's own.
+    pub fn unattached(place: Place, answer: i32) -> io::Result<Self> {
+        let kind = match place {
+            Place::XdpNative | Place::XdpGeneric => bpf_prog_type::BPF_PROG_TYPE_XDP,
+            Place::Tcx => bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS,
+            Place::Cgroup => bpf_prog_type::BPF_PROG_TYPE_CGROUP_SKB,
+        };
+        Ok(Self { program: load(kind, answer)?, link: None, _counting: None })
+    }
+
+    #[must_use]
+    pub fn program(&self) -> BorrowedFd<'_> {
+        self.program.as_fd()
+    }
+
     #[track_caller]
     fn load(kind: bpf_prog_type, answer: i32) -> Self {
         let counting = enable_stats(Stats::RunTime)
             .unwrap_or_else(|error| panic!("the kernel does not count runs: {error}"));
         let program = load(kind, answer)
             .unwrap_or_else(|error| panic!("two instructions can't be loaded: {error}"));
-        Self { program, link: None, _counting: counting }
+        Self { program, link: None, _counting: Some(counting) }
     }
 
     #[track_caller]
@@ -133,7 +183,7 @@ impl Foreign {
     #[track_caller]
     pub fn id(&self) -> u32 {
         // SAFETY: a plain record of integers.
-        let mut info: aya_obj::generated::bpf_prog_info = unsafe { mem::zeroed() };
+        let mut info: bpf_prog_info = unsafe { mem::zeroed() };
         let told = info_of(self.program.as_fd(), &mut info);
         assert!(told.is_ok(), "the kernel does not know its own program: {told:?}");
         info.id
@@ -222,6 +272,23 @@ fn detach(link: &OwnedFd) {
     assert!(detached.is_ok(), "a link can't be detached: {detached:?}");
 }
 
+/// The attached program of guard's links below this directory that has this name.
+#[must_use]
+pub fn guard_program(pins: &Path, name: &str) -> Option<OwnedFd> {
+    pinned_links(pins).into_iter().find_map(|(_, link)| {
+        // SAFETY: plain records of integers.
+        let (mut link_info, mut info): (bpf_link_info, bpf_prog_info) = unsafe { mem::zeroed() };
+        info_of(link.as_fd(), &mut link_info).ok()?;
+        let mut attr = zeroed();
+        attr.__bindgen_anon_6.__bindgen_anon_1.prog_id = link_info.prog_id;
+        let program = bpf_fd(bpf_cmd::BPF_PROG_GET_FD_BY_ID, &mut attr).ok()?;
+        info_of(program.as_fd(), &mut info).ok()?;
+        let bytes = info.name.map(i8::cast_unsigned);
+        let length = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+        (bytes[..length] == *name.as_bytes()).then_some(program)
+    })
+}
+
 fn link_id(link: &OwnedFd) -> Option<u32> {
     // SAFETY: a plain record of integers.
     let mut info: bpf_link_info = unsafe { mem::zeroed() };
@@ -281,7 +348,7 @@ fn info_of<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
     bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr).map(drop)
 }
 
-fn zeroed() -> bpf_attr {
+pub(crate) fn zeroed() -> bpf_attr {
     // SAFETY: the union is made of integers, for which all zeros is a value.
     unsafe { mem::zeroed() }
 }
@@ -292,7 +359,7 @@ fn bpf_fd(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
+pub(crate) fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
     // SAFETY: `attr` is a whole `bpf_attr`, whose pointers the caller has made from live references.
     let result = unsafe {
         libc::syscall(libc::SYS_bpf, command as libc::c_long, &raw mut *attr, size_of::<bpf_attr>())
@@ -300,7 +367,7 @@ fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
     i32::try_from(result).ok().filter(|result| *result >= 0).ok_or_else(io::Error::last_os_error)
 }
 
-fn raw(fd: BorrowedFd<'_>) -> u32 {
+pub(crate) fn raw(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd().cast_unsigned()
 }
 

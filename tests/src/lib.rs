@@ -13,6 +13,7 @@
     reason = "panicking is how a test fails, and every function here is called by tests only"
 )]
 
+pub mod bench;
 pub mod bpf;
 pub mod build;
 pub mod cgroup;

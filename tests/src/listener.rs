@@ -37,6 +37,8 @@ pub enum Service {
     Echo,
     /// As [`Service::Echo`], at a socket connected to this peer.
     EchoTo(SocketAddr),
+    /// TCP, reading whatever comes and saying nothing.
+    Sink,
     /// Nothing, at a raw socket that gets a copy of every TCP packet.
     Raw,
 }
@@ -52,6 +54,7 @@ impl Service {
             Self::HttpMadeBefore => "http-made-before",
             Self::HttpInherited => "http-inherited",
             Self::Echo => "echo",
+            Self::Sink => "sink",
             Self::Raw => "raw",
             Self::EchoTo(peer) => return vec!["echo-to".to_owned(), peer.to_string()],
         };
@@ -185,14 +188,16 @@ impl Drop for Listener {
     }
 }
 
-/// `guard-lab`, which cargo builds beside the tests' own executables.
+/// `guard-lab`, which cargo builds beside the tests' own executables and the benchmark.
 pub(crate) fn program() -> PathBuf {
     let test = std::env::current_exe()
         .unwrap_or_else(|error| panic!("the test's own executable is not known: {error}"));
-    let program = test.ancestors().nth(2).map(|directory| directory.join("guard-lab"));
+    // A test stands in a directory below, a program beside it.
+    let directories = test.ancestors().skip(1).take(2);
+    let program = directories.map(|directory| directory.join("guard-lab")).find(|p| p.exists());
     match program {
-        Some(program) if program.exists() => program,
-        _ => panic!(
+        Some(program) => program,
+        None => panic!(
             "guard-lab is not beside {}: `cargo build -p guard-tests` builds it",
             test.display()
         ),

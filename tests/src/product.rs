@@ -9,7 +9,7 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex, PoisonError},
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use guard::{
@@ -260,6 +260,22 @@ impl<'lab> Guard<'lab> {
         self.start_until(&[], Some(hook));
     }
 
+    /// As [`Guard::start`]; returns how long it took from the call until the daemon said what it enforces.
+    #[must_use]
+    #[track_caller]
+    pub fn start_measured(&self) -> Duration {
+        let said_before = self.log().len();
+        let started = Instant::now();
+        self.spawn(&[]);
+        // "is now closed", or, where the backstop has a cgroup only, "is closed only in part".
+        while !self.log()[said_before..].contains("closed") {
+            assert!(self.daemon_runs(), "`guard run` ended; it said:\n{}", self.log());
+            assert!(started.elapsed() < patience(), "it does not start:\n{}", self.log());
+            thread::sleep(Duration::from_micros(500));
+        }
+        started.elapsed()
+    }
+
     #[track_caller]
     fn start_until(&self, flags: &[&str], hook: Option<&str>) {
         let pid = self.spawn(flags);
@@ -310,6 +326,14 @@ impl<'lab> Guard<'lab> {
     fn daemon_runs(&self) -> bool {
         let mut daemon = self.daemon.borrow_mut();
         daemon.as_mut().is_some_and(|daemon| matches!(daemon.try_wait(), Ok(None)))
+    }
+
+    /// The daemon's process.
+    #[must_use]
+    #[track_caller]
+    pub fn pid(&self) -> u32 {
+        let daemon = self.daemon.borrow();
+        daemon.as_ref().map_or_else(|| panic!("no daemon was started"), Child::id)
     }
 
     /// What the daemon has said so far, and those before it.
@@ -582,7 +606,7 @@ fn finish(command: &mut Command, arguments: &[&str]) -> Answer {
         match child.try_wait() {
             Ok(Some(status)) => break status,
             Ok(None) if Instant::now() < deadline => {
-                thread::sleep(std::time::Duration::from_millis(5));
+                thread::sleep(Duration::from_millis(5));
             }
             unfinished => {
                 let _ = child.kill();

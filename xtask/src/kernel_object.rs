@@ -1,4 +1,4 @@
-//! Building guard: first the kernel programs, then the binary that carries them.
+//! Building guard: first the kernel programs, then the binary that carries them; and the benchmark's packet generator.
 
 use std::path::PathBuf;
 
@@ -23,7 +23,7 @@ pub struct Built {
 
 /// Builds both; seconds when nothing has changed.
 pub fn build_all(workspace: &Workspace, toolchain: &Toolchain) -> Result<Built> {
-    let object = build_object(workspace, toolchain)?;
+    let object = build_object(workspace, toolchain, "guard-ebpf")?;
     let mut cargo = workspace.cargo();
     cargo
         .args(["build", "--release", "--package", "guard", "--bin", "guard"])
@@ -34,11 +34,16 @@ pub fn build_all(workspace: &Workspace, toolchain: &Toolchain) -> Result<Built> 
     Ok(Built { object, binary })
 }
 
-fn build_object(workspace: &Workspace, toolchain: &Toolchain) -> Result<PathBuf> {
+/// Builds the packet generator of the benchmark.
+pub fn build_generator(workspace: &Workspace, toolchain: &Toolchain) -> Result<PathBuf> {
+    build_object(workspace, toolchain, "guard-ebpf-bench")
+}
+
+fn build_object(workspace: &Workspace, toolchain: &Toolchain, name: &str) -> Result<PathBuf> {
     let target = workspace.target.join("bpf");
     let mut cargo = toolchain.cargo(KernelTask::Build, &workspace.root, &target)?;
-    run(cargo.args(["--bin", "guard-ebpf"]), "building the kernel programs")?;
-    let object = target.join(BPF_TARGET).join("release/guard-ebpf");
+    run(cargo.args(["--bin", name]), "building the kernel programs")?;
+    let object = target.join(BPF_TARGET).join("release").join(name);
     ensure!(object.is_file(), "building the kernel programs left no {}", object.display());
     Ok(object)
 }

@@ -1,8 +1,9 @@
-//! The project's own tasks: `cargo xtask setup | build | run | test | vmtest | fuzz | lint`.
+//! The project's own tasks: `cargo xtask setup | build | run | test | bench | vmtest | fuzz | lint`.
 //!
 //! This crate is the only place that knows what the build needs and which flags the kernel
 //! programs are compiled with. Every other crate builds with plain cargo and stock stable Rust.
 
+mod bench;
 mod command;
 mod fuzz;
 mod kernel_object;
@@ -53,6 +54,18 @@ enum Task {
         /// Arguments for the test programs, after `--`: a name to filter by, `--nocapture`, …
         #[arg(last = true)]
         arguments: Vec<OsString>,
+    },
+    /// Measures guard beside other filters, and writes docs/performance.md: needs root, and a machine that has nothing else to do
+    Bench {
+        /// A short run of every part, for function and not for figures: writes nothing below docs
+        #[arg(long)]
+        quick: bool,
+        /// Only these parts: live, testrun, load, bulk, latency, daemon, memory; writes nothing below docs
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
+        /// How often each case is measured; no fewer than 7 are published
+        #[arg(long)]
+        rounds: Option<u32>,
     },
     /// Runs the fuzzer on what reads packets, policies, texts and requests; says so where there is no nightly Rust
     Fuzz {
@@ -108,6 +121,7 @@ fn perform(task: Task) -> Result<()> {
             Err(error).with_context(|| format!("could not start {}", built.binary.display()))
         }
         Task::Test { force, arguments } => test::run(&workspace, force, &arguments),
+        Task::Bench { quick, only, rounds } => bench::run(&workspace, quick, &only, rounds),
         Task::Fuzz { seconds, targets } => fuzz::run(&workspace, seconds, &targets),
         Task::Vmtest { kernel, filter } => vmtest::run(&workspace, &kernel, filter.as_deref()),
         Task::Lint => lint::run(&workspace),

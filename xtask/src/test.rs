@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Tells the end-to-end tests which program to test.
-const BINARY_VARIABLE: &str = "GUARD_BIN";
+pub const BINARY_VARIABLE: &str = "GUARD_BIN";
 
 /// The runs, in order: the quick ones first, and the end-to-end tests last, so that theirs is the
 /// summary at the end. All select the same packages: cargo then builds every dependency once.

@@ -68,6 +68,7 @@ fn main() -> Result<()> {
             socket.connect(parse(peer)?)?;
             serve_echo(&socket, &journal)
         }
+        ("sink", []) => serve_sink(&bind_http(address, Kind::Ordinary)?),
         ("raw", []) => hear_copies(address, &journal),
         (other, _) => bail!("{other} is no service"),
     }
@@ -205,6 +206,17 @@ fn serve_stream(listener: &TcpListener, journal: Journal) -> Result<()> {
                 thread::sleep(BETWEEN_TOKENS);
             }
             journal.write_line(&format!("{ENDED}{peer}"))
+        });
+    }
+}
+
+fn serve_sink(listener: &TcpListener) -> Result<()> {
+    say_ready()?;
+    loop {
+        let (mut stream, _) = listener.accept()?;
+        thread::spawn(move || {
+            let mut buffer = vec![0; 1 << 18];
+            while stream.read(&mut buffer).is_ok_and(|length| length > 0) {}
         });
     }
 }
