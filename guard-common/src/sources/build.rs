@@ -12,7 +12,7 @@ use crate::abi::SourceValue;
 /// times the size.
 const MAX_RUNS: usize = 48;
 
-/// Entries, and answers of 16 bits, that an IPv4 node holds itself.
+/// Entries, and answers of 16 bits, that a node holds itself.
 const NEAR_ENTRIES: u32 = 6;
 const NEAR_ANSWERS: u32 = 12;
 
@@ -63,20 +63,23 @@ impl Table {
         ranges: Piece<'_>,
         node: impl Fn(&mut Self, Piece<'_>, u128) -> Result<u32, TooLong>,
     ) -> Result<(), TooLong> {
-        let runs = self.runs(ranges, 0, bits, ROOT_LINES * ENTRIES_PER_LINE, node)?;
-        self.fill(first_line, &runs, ROOT_LINES * ENTRIES_PER_LINE);
+        for byte in 0..ROOT_LINES {
+            let first = u128::from(byte) << (bits + 8);
+            let runs = self.runs(ranges, first, bits, &node)?;
+            self.lines[(first_line + byte) as usize] = self.with_entries(&runs)?;
+        }
         Ok(())
     }
 
-    /// The entries for `count` blocks of `2^bits` addresses, the first of which begins with `first`.
+    /// The entries for 256 blocks of `2^bits` addresses, the first of which begins with `first`.
     fn runs(
         &mut self,
         piece: Piece<'_>,
         first: u128,
         bits: u32,
-        count: u32,
         node: impl Fn(&mut Self, Piece<'_>, u128) -> Result<u32, TooLong>,
     ) -> Result<Runs, TooLong> {
+        let count = 256;
         let mut runs = Runs::new();
         let (mut block, mut from) = (0, 0);
         while block < count {
@@ -105,24 +108,29 @@ impl Table {
 
     /// For bits 16 to 23 of an IPv4 address.
     fn v4_branch(&mut self, piece: Piece<'_>, first: u128) -> Result<u32, TooLong> {
-        let runs = self.runs(piece, first, 8, 256, Self::v4_leaf)?;
+        let runs = self.runs(piece, first, 8, Self::v4_leaf)?;
         if runs.len() > MAX_RUNS {
             let number = self.add_lines(256 / ENTRIES_PER_LINE)?;
             self.fill(number, &runs, 256);
             return Ok(NODE | FLAT | number);
         }
-        let mut node = with_runs(&runs);
         let number = self.add_lines(1)?;
+        self.lines[number as usize] = self.with_entries(&runs)?;
+        Ok(NODE | number)
+    }
+
+    /// A node that has its entries too, or names the line where they begin.
+    fn with_entries(&mut self, runs: &Runs) -> Result<Line, TooLong> {
+        let mut node = with_runs(runs);
         if runs.len() <= NEAR_ENTRIES as usize {
             for (place, (_, entry)) in runs.iter().enumerate() {
                 node[5 + place / 2] |= u64::from(*entry) << (place % 2 * 32);
             }
         } else {
             node[4] |= FAR;
-            self.add_entries(&runs)?;
+            node[5] = self.add_entries(runs)?.into();
         }
-        self.lines[number as usize] = node;
-        Ok(NODE | number)
+        Ok(node)
     }
 
     /// For bits 24 to 31 of an IPv4 address.
@@ -162,7 +170,7 @@ impl Table {
         let last = base + (u128::MAX >> depth);
         let from = piece.partition_point(|(start, _)| *start <= base).saturating_sub(1);
         let to = piece.partition_point(|(start, _)| *start <= last);
-        let runs = self.runs(&piece[from..to], base, 120 - depth, 256, |table, piece, first| {
+        let runs = self.runs(&piece[from..to], base, 120 - depth, |table, piece, first| {
             table.v6_node(piece, first, depth + 8)
         })?;
         let mut node = with_runs(&runs);
@@ -185,12 +193,12 @@ impl Table {
     }
 
     /// The runs' entries one after another, in lines of their own.
-    fn add_entries(&mut self, runs: &Runs) -> Result<(), TooLong> {
+    fn add_entries(&mut self, runs: &Runs) -> Result<u32, TooLong> {
         let count = u32::try_from(runs.len()).map_err(|_| TooLong)?;
         let line = self.add_lines(count.div_ceil(ENTRIES_PER_LINE))?;
         let each: Runs = (0..).zip(runs).map(|(place, (_, entry))| (place, *entry)).collect();
         self.fill(line, &each, count);
-        Ok(())
+        Ok(line)
     }
 
     /// `count` entries from the beginning of a line on.
@@ -243,6 +251,6 @@ fn with_runs(runs: &Runs) -> Line {
 
 /// The number of the block of `2^bits` addresses that holds an address.
 fn block_number(address: u128, bits: u32) -> u32 {
-    // Callers count at most 65,536 blocks.
+    // Callers count 256 blocks; what lies behind them all has any other number.
     u32::try_from(address >> bits).unwrap_or(u32::MAX)
 }

@@ -3,18 +3,20 @@
 //!
 //! It is memory in lines of 64 bytes, a cache line each, which the kernel reads from maps and tests from a list:
 //!
-//! - Lines from [`V4_ROOT`] on: for each value of an IPv4 address's first 16 bits an *entry* of 32 bits. An entry is the answer
-//!   ([`SourceValue`]), or names the line of a *node* ([`NODE`]) that has the answers for the bits that follow.
-//! - Lines from [`V6_ROOT`] on: the same for IPv6.
-//! - Nodes, in no order. Each is for eight bits of the address and says where, over their 256 values, *runs* of equal entries
-//!   begin: a bit for each value (words 0 to 3), and how many runs begin in the words before (a byte each, in the low half of word 4).
-//!   The entry of a value is number "runs that began up to it".
+//! - Lines from [`V4_ROOT`] on: a node for each value of an IPv4 address's first eight bits. Lines from [`V6_ROOT`] on: the same for
+//!   IPv6. They are small, so that a flood of random sources finds them in the cache.
+//! - Other nodes, and their entries, in no order.
+//!
+//! A *node* has an *entry* of 32 bits for each value of eight bits of the address: the answer ([`SourceValue`]), or the line of the
+//! node ([`NODE`]) for the bits that follow. It says where, over the 256 values, *runs* of equal entries
+//! begin: a bit for each value (words 0 to 3), and how many runs begin in the words before (a byte each, in the low half of word 4).
+//! The entry of a value is number "runs that began up to it".
 //!
 //! | node | the rest of its line | entries |
 //! | --- | --- | --- |
-//! | IPv4, bits 16 to 23 | [`FAR`] in word 4; six entries in words 5 to 7 | else in the lines that follow |
-//! | the same, [`FLAT`] | it has no line of its own | one for each of the 256 values, in 16 lines |
-//! | IPv4, bits 24 to 31 | [`FAR`] in word 4; twelve answers of 16 bits in words 5 to 7 | else in the lines that follow |
+//! | root: bits 8 to 15; IPv4, bits 16 to 23 | six entries in words 5 to 7; or [`FAR`] in word 4 | else from the line on that word 5 names |
+//! | IPv4, bits 16 to 23, [`FLAT`] | it has no line of its own | one for each of the 256 values, in 16 lines |
+//! | IPv4, bits 24 to 31 | twelve answers of 16 bits in words 5 to 7; or [`FAR`] in word 4 | else in the lines that follow |
 //! | IPv6 | words 5 and 6: the address's bits before; word 7: how many these are, and the answer where they differ | in the lines that follow |
 //!
 //! An IPv6 node may skip bits that are the same in all that is below it, which is why it has them. All steps are compiled: where
@@ -55,13 +57,13 @@ pub const LINES_PER_CHUNK: u32 = LINES_PER_PAGE * PAGES_PER_CHUNK;
 /// Chunks that one policy's table may have: 256 MiB.
 pub const MAX_CHUNKS: u32 = 128;
 
-/// Line of the first entry for IPv4.
+/// Line of the first node for IPv4.
 pub const V4_ROOT: u32 = 0;
-/// Line of the first entry for IPv6.
+/// Line of the first node for IPv6.
 pub const V6_ROOT: u32 = ROOT_LINES;
 
+const ROOT_LINES: u32 = 256;
 const ENTRIES_PER_LINE: u32 = 16;
-const ROOT_LINES: u32 = 65_536 / ENTRIES_PER_LINE;
 
 /// An entry that has this bit names a node's line in its low bits.
 const NODE: u32 = 1 << 31;
@@ -69,12 +71,12 @@ const NODE: u32 = 1 << 31;
 const FLAT: u32 = 1 << 30;
 const LINE_MASK: u32 = FLAT - 1;
 
-/// In word 4 of an IPv4 node: its entries stand in the lines that follow.
+/// In word 4 of a node: its entries do not stand in its line.
 const FAR: u64 = 1 << 32;
 
 const ANSWERS_PER_LINE: u32 = 32;
 
-/// Nodes on an IPv6 address's way: 14 times eight bits follow the root's 16.
+/// Nodes on an IPv6 address's way behind the root: 14 times eight bits follow its 16.
 const MAX_V6_NODES: u32 = 14;
 
 /// The memory of one source table.
@@ -125,24 +127,16 @@ pub fn find_v6<L: Lines>(lines: &L, high: u64, low: u64) -> SourceValue {
 
 #[inline(always)]
 fn walk_v4<L: Lines>(lines: &L, address: u32) -> Option<SourceValue> {
-    let mut entry = far_entry(lines, V4_ROOT, address >> 16)?;
+    let mut entry = near_entry(lines, V4_ROOT + (address >> 24), address >> 16 & 0xff)?;
     if entry & NODE == 0 {
         return Some(answer(entry));
     }
     let value = address >> 8 & 0xff;
-    if entry & FLAT != 0 {
-        entry = far_entry(lines, entry & LINE_MASK, value)?;
+    entry = if entry & FLAT != 0 {
+        far_entry(lines, entry & LINE_MASK, value)?
     } else {
-        let number = entry & LINE_MASK;
-        let node = lines.line(number)?;
-        let run = run_of(node, value);
-        entry = if node[4] & FAR != 0 {
-            far_entry(lines, number + 1, run)?
-        } else {
-            // Six entries in three words.
-            half(node[5 + (run as usize >> 1).min(2)], run)
-        };
-    }
+        near_entry(lines, entry & LINE_MASK, value)?
+    };
     if entry & NODE == 0 {
         return Some(answer(entry));
     }
@@ -161,7 +155,7 @@ fn walk_v4<L: Lines>(lines: &L, address: u32) -> Option<SourceValue> {
 
 #[inline(always)]
 fn walk_v6<L: Lines>(lines: &L, high: u64, low: u64) -> Option<SourceValue> {
-    let mut entry = far_entry(lines, V6_ROOT, (high >> 48) as u32)?;
+    let mut entry = near_entry(lines, V6_ROOT + (high >> 56) as u32, (high >> 48) as u32 & 0xff)?;
     for _ in 0..MAX_V6_NODES {
         if entry & NODE == 0 {
             return Some(answer(entry));
@@ -191,6 +185,17 @@ fn walk_v6<L: Lines>(lines: &L, high: u64, low: u64) -> Option<SourceValue> {
 #[expect(clippy::cast_possible_truncation, reason = "what is no node is an answer of 16 bits")]
 fn answer(entry: u32) -> SourceValue {
     SourceValue::from_number(entry as u16)
+}
+
+/// The entry for a value of a node that holds up to six itself.
+#[inline(always)]
+fn near_entry<L: Lines>(lines: &L, number: u32, value: u32) -> Option<u32> {
+    let node = lines.line(number)?;
+    let run = run_of(node, value);
+    if node[4] & FAR == 0 {
+        return Some(half(node[5 + (run as usize >> 1).min(2)], run));
+    }
+    far_entry(lines, half(node[5], 0) & LINE_MASK, run)
 }
 
 /// Entry `index` of those that begin with a line.

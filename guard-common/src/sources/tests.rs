@@ -218,6 +218,21 @@ fn an_ipv6_node_skips_what_is_the_same_below_it() {
 }
 
 #[test]
+fn a_root_holds_six_entries_and_names_the_line_of_more() {
+    for count in [5, 6, 7, 100, 256] {
+        let v4: Vec<Said<u32>> =
+            (0..count).map(|second| (0x0a00_0000 | second << 16, 16, second as u16 + 1)).collect();
+        let ends =
+            (0..256).flat_map(|second| [0x0a00_0000 | second << 16, 0x0a00_ffff | second << 16]);
+        check_v4(&v4, ends);
+        let v6: Vec<Said<u128>> = (0..u128::from(count))
+            .map(|second| (0x20 << 120 | second << 112, 16, second as u16 + 1))
+            .collect();
+        check_v6(&v6, (0..256).map(|second| 0x20 << 120 | second << 112 | 1));
+    }
+}
+
+#[test]
 fn answers_are_whole() {
     check_v4(
         &[(0x0a00_0000, 8, u16::MAX), (0x0a00_0001, 32, 0x8000), (0x0a01_0000, 24, 0x7fff)],
@@ -256,7 +271,7 @@ fn ranges_say_nothing_twice() {
 
 #[test]
 fn numbers_are_pinned() {
-    assert_eq!([V4_ROOT, V6_ROOT, ROOT_LINES], [0, 4096, 4096]);
+    assert_eq!([V4_ROOT, V6_ROOT, ROOT_LINES], [0, 256, 256]);
     assert_eq!(
         [LINES_PER_PAGE, PAGES_PER_CHUNK, LINES_PER_CHUNK, MAX_CHUNKS],
         [64, 512, 32_768, 128]
