@@ -136,6 +136,12 @@ impl InForce {
         unsafe { INSIDE.get(InsideKey { slot: self.slot, ifindex }) }.is_some()
     }
 
+    /// Whether dropped TCP packets are answered.
+    #[inline(always)]
+    pub fn rejects(&self) -> bool {
+        self.header.has(FLAG_REJECT)
+    }
+
     #[inline(always)]
     fn is_at_socket(&self) -> bool {
         matches!(self.hook, Hook::Cgroup)
@@ -170,13 +176,6 @@ impl InForce {
         // SAFETY: this slot's entries are not written while a packet can hold it.
         unsafe { VIAS.get(ViaKey { slot: self.slot, ifindex }) }.copied().unwrap_or(0)
     }
-}
-
-/// Whether dropped TCP packets are answered.
-#[inline(always)]
-pub fn rejects() -> bool {
-    let slot = Slot::in_force();
-    slot.and_then(|slot| POLICY.get(slot.0)).is_some_and(|header| header.has(FLAG_REJECT))
 }
 
 /// Tells the backstop that a NIC's hook has let a packet of this flow in.

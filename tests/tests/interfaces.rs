@@ -288,7 +288,13 @@ fn an_interface_that_has_gone_is_no_failure() {
         vec![Way::XdpNative, Way::Tcx, Way::Clsact],
     ];
     for ladder in ladders {
-        let gone = Wanted { ifindex: 4_242, name: "gone0".to_owned(), ladder, stays_native: true };
+        let gone = Wanted {
+            ifindex: 4_242,
+            name: "gone0".to_owned(),
+            is_ethernet: true,
+            ladder,
+            stays_native: true,
+        };
         let tried = lab.server.inside(|| {
             let mut attacher = Attacher::new(&pins).map_err(|error| error.to_string())?;
             attacher.cover(&gone, &Seen::default()).map_err(|error| error.to_string())

@@ -144,11 +144,18 @@ pub mod program {
     /// Stands in for [`XDP`] below kernel 5.18, under its pin.
     pub const XDP_PLAIN: &str = "guard_xdp_plain";
     pub const TCX: &str = "guard_tcx";
+    /// As [`TCX`], for Ethernet devices.
+    pub const TCX_ETHERNET: &str = "guard_tcx_eth";
     pub const EDGE: &str = "guard_edge";
+    /// As [`EDGE`], for Ethernet devices.
+    pub const EDGE_ETHERNET: &str = "guard_edge_eth";
     pub const CGROUP: &str = "guard_cgroup";
 
     /// All of them.
-    pub const ALL: [&str; 5] = [XDP, XDP_PLAIN, TCX, EDGE, CGROUP];
+    pub const ALL: [&str; 7] = [XDP, XDP_PLAIN, TCX, TCX_ETHERNET, EDGE, EDGE_ETHERNET, CGROUP];
+
+    /// Those that every kernel takes.
+    pub const EVERYWHERE: [&str; 5] = [TCX, TCX_ETHERNET, EDGE, EDGE_ETHERNET, CGROUP];
 }
 
 /// A test run sets the packet's `cb[0]` to this, so that the cgroup program writes its verdict to

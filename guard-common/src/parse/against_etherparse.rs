@@ -20,7 +20,9 @@ use etherparse::{
     TransportSlice, ether_type, ip_number,
 };
 
-use super::{ETHERNET_BYTES, MAX_EXTENSION_HEADERS, MAX_VLAN_TAGS, frame};
+use super::{
+    ETHERNET_BYTES, MAX_EXTENSION_HEADERS, MAX_VLAN_TAGS, frame, plain_frame, plain_frame_port,
+};
 use crate::packet::{Family, Outcome, Packet, Protocol};
 
 fn padded(address: [u8; 4]) -> [u8; 16] {
@@ -154,6 +156,14 @@ fn walked6(bytes: &[u8], offset: usize) -> Option<Place> {
 /// When it is not: both, to read.
 pub fn agrees(bytes: &[u8]) -> Result<(), String> {
     let said = read(bytes);
+    if let Some((protocol, port)) = plain_frame_port(bytes) {
+        let mut packet = Packet::EMPTY;
+        let at_a_glance = (plain_frame(bytes, protocol, &mut packet), packet);
+        same(at_a_glance, said)?;
+        if packet.port != port || !matches!(said.0, Outcome::Whole | Outcome::Broken) {
+            return Err(format!("{said:?} is said, and port {port} at a glance"));
+        }
+    }
     if let Some(expected) = sliced(bytes) {
         same(said, (Outcome::Whole, expected))?;
     }

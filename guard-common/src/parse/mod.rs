@@ -6,10 +6,12 @@
 
 mod ipv4;
 mod ipv6;
+mod plain;
 mod socket;
 mod transport;
 
 pub use ipv6::MAX_EXTENSION_HEADERS;
+pub use plain::{plain_frame, plain_frame_port, plain_port};
 pub use socket::at_socket;
 
 use crate::{

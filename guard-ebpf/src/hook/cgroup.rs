@@ -32,11 +32,15 @@ fn guard_cgroup(ctx: SkBuffContext) -> i32 {
     let (Some(slot), Some(socket)) = (Slot::in_force(), socket_of(ctx.skb.skb, is_test_run)) else {
         return PASS;
     };
+    let may_guard = |port| slot.may_guard(socket.protocol, port);
+    let is_by_packet = !may_guard(socket.port);
+    if is_by_packet && skb.plain_port_at_socket().is_some_and(|port| !may_guard(port)) {
+        return PASS;
+    }
     let mut packet = Packet::EMPTY;
     let packet = reader::whole(&mut packet);
     parse::at_socket(&skb, socket.protocol, packet);
-    let may_guard = |port| slot.may_guard(packet.protocol, port);
-    if !may_guard(socket.port) && !may_guard(packet.port) {
+    if is_by_packet && !may_guard(packet.port) {
         return PASS;
     }
     let Some(policy) = slot.policy_at_socket() else {

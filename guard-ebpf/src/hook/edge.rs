@@ -14,8 +14,20 @@ use crate::{
     report::{self, Arrival},
 };
 
+/// For a link layer of any kind.
 #[classifier]
 fn guard_edge(ctx: TcContext) -> i32 {
+    judge(&ctx, false)
+}
+
+/// As `guard_tcx_eth`.
+#[classifier]
+fn guard_edge_eth(ctx: TcContext) -> i32 {
+    judge(&ctx, true)
+}
+
+#[inline(always)]
+fn judge(ctx: &TcContext, is_ethernet: bool) -> i32 {
     let skb = SkbReader::new(ctx.skb.skb);
     let is_test_run = report::is_test_run(skb.ifindex());
     let came_in_by = skb.ingress_ifindex();
@@ -26,10 +38,17 @@ fn guard_edge(ctx: TcContext) -> i32 {
     let Some(slot) = Slot::in_force() else {
         return NEXT;
     };
+    let plain = if is_ethernet { skb.plain_port() } else { None };
+    if plain.is_some_and(|(protocol, port)| !slot.may_guard(protocol, port)) {
+        return NEXT;
+    }
     let mut packet = Packet::EMPTY;
     let packet = reader::whole(&mut packet);
     let outcome = parse::network(&skb, skb.ether_type(), 0, packet);
-    if verdict::is_to_another_port(outcome, packet, |protocol, port| slot.may_guard(protocol, port))
+    if plain.is_none()
+        && verdict::is_to_another_port(outcome, packet, |protocol, port| {
+            slot.may_guard(protocol, port)
+        })
     {
         return NEXT;
     }

@@ -26,12 +26,11 @@ const MAC_BYTES: usize = 6;
 /// The bit of an Ethernet address that many hosts share (IEEE 802.3 section 3.2.3).
 const GROUP: u8 = 1;
 
-/// Whether a packet that was dropped for this reason gets an answer, and this CPU may send one more. The policy is asked anew:
-/// what is not kept, the verifier need not tell apart.
+/// Whether a packet that was dropped for this reason gets an answer, and this CPU may send one more.
 #[inline(always)]
 fn is_due(reason: u32) -> bool {
     let is_by_rule = reason == Reason::NoRule as u32 || reason == Reason::Denied as u32;
-    is_by_rule && maps::rejects() && within_budget(budget::RESETS, maps::boot_ns())
+    is_by_rule && within_budget(budget::RESETS, maps::boot_ns())
 }
 
 /// What becomes of a frame that is dropped: nothing, or the answer in its place.

@@ -32,10 +32,20 @@ fn judge(ctx: &XdpContext) -> u32 {
         return xdp_action::XDP_PASS;
     };
     let frame = FrameReader::new(ctx);
+    let plain = parse::plain_frame_port(&frame);
+    if plain.is_some_and(|(protocol, port)| !slot.may_guard(protocol, port)) {
+        return xdp_action::XDP_PASS;
+    }
     let mut packet = Packet::EMPTY;
     let packet = reader::whole(&mut packet);
-    let outcome = parse::frame(&frame, packet);
-    if verdict::is_to_another_port(outcome, packet, |protocol, port| slot.may_guard(protocol, port))
+    let outcome = match plain {
+        Some((protocol, _)) => parse::plain_frame(&frame, protocol, packet),
+        None => parse::frame(&frame, packet),
+    };
+    if plain.is_none()
+        && verdict::is_to_another_port(outcome, packet, |protocol, port| {
+            slot.may_guard(protocol, port)
+        })
     {
         return xdp_action::XDP_PASS;
     }
@@ -51,9 +61,9 @@ fn judge(ctx: &XdpContext) -> u32 {
         bytes: frame.len().saturating_sub(ETHERNET_BYTES) as u64,
         is_test_run: report::is_test_run(ifindex),
     };
-    if report::report(decision, packet, &arrival) {
-        reject::frame(ctx, decision)
-    } else {
-        xdp_action::XDP_PASS
+    match report::report(decision, packet, &arrival) {
+        true if policy.rejects() => reject::frame(ctx, decision),
+        true => xdp_action::XDP_DROP,
+        false => xdp_action::XDP_PASS,
     }
 }

@@ -1,14 +1,18 @@
 //! How the parser gets at packets: the only access to them.
 
+mod frame;
 mod skb;
-mod xdp;
 
 use core::{arch::asm, hint::assert_unchecked};
 
 use guard_common::packet::Packet;
 
+pub use frame::{FrameReader, FrameStart};
 pub use skb::SkbReader;
-pub use xdp::{FrameReader, FrameStart};
+
+/// What is not aligned the compiler reads and writes byte by byte.
+#[repr(C, align(8))]
+struct Aligned<const N: usize>([u8; N]);
 
 /// The same number, of which the compiler knows nothing any more, without a place on the stack.
 #[inline(always)]

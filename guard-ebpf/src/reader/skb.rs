@@ -9,13 +9,12 @@ use aya_ebpf::{
     },
 };
 use guard_common::{
-    parse::ETHERNET_BYTES,
+    packet::Protocol,
+    parse::{self, ETHERNET_BYTES},
     reader::{Reader, Writer},
 };
 
-/// What is not aligned is read byte by byte.
-#[repr(C, align(8))]
-struct Aligned<const N: usize>([u8; N]);
+use super::{Aligned, FrameReader};
 
 /// An skb, read from its network header on.
 pub struct SkbReader {
@@ -33,6 +32,25 @@ impl SkbReader {
     fn field(&self, read: impl FnOnce(&__sk_buff) -> u32) -> u32 {
         // SAFETY: the context lives as long as the program runs, and the verifier checks each field's access.
         read(unsafe { &*self.skb })
+    }
+
+    /// [`parse::plain_port`] of an Ethernet device's packet at TC. `None` too where something stands between its link header and the
+    /// network header, such as a tag that a VLAN device leaves in place.
+    #[inline(always)]
+    pub fn plain_port(&self) -> Option<(Protocol, u16)> {
+        let frame = FrameReader::of_skb(self.skb);
+        let kind = u16::from_be_bytes(frame.read::<2>(ETHERNET_BYTES - 2)?);
+        if kind != self.ether_type() {
+            return None;
+        }
+        parse::plain_port(&frame, kind, ETHERNET_BYTES)
+    }
+
+    /// [`parse::plain_port`] of a cgroup program's packet, which begins with its network header.
+    #[inline(always)]
+    pub fn plain_port_at_socket(&self) -> Option<u16> {
+        let packet = FrameReader::of_skb(self.skb);
+        parse::plain_port(&packet, self.ether_type(), 0).map(|(_, port)| port)
     }
 
     /// The `EtherType` behind the tags that the kernel has taken off.

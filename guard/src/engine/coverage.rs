@@ -67,6 +67,7 @@ pub fn wanted(config: &Config, facts: &Facts) -> Vec<Wanted> {
         Some(Wanted {
             ifindex: interface.index,
             name: interface.name.clone(),
+            is_ethernet: interface.is_ethernet,
             ladder,
             stays_native: ladder::stays_native(mode, interface.kind.as_deref()),
         })

@@ -13,7 +13,7 @@ use std::{
 };
 
 use aya::programs::{
-    ProgramError, SchedClassifier, TcAttachType, loaded_programs,
+    ProgramError, TcAttachType, loaded_programs,
     tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
 };
 use rustix::{
@@ -95,6 +95,8 @@ impl Way {
 pub struct Wanted {
     pub ifindex: u32,
     pub name: String,
+    /// Its packets stand behind an Ethernet header.
+    pub is_ethernet: bool,
     pub ladder: Vec<Way>,
     /// Native XDP of ours that is there already comes before the ladder.
     pub stays_native: bool,
@@ -235,9 +237,9 @@ impl<'a> Attacher<'a> {
         // A device has one XDP slot: the backstop covers until the next call.
         detach_all(standing, self.pins).map_err(io::Error::other)?;
         if let Some(link) = kept {
-            let program_id = self.program_id(way)?;
+            let program_id = self.program_id(way, wanted)?;
             if link.program_id != program_id {
-                link.update(self.program(way)?).map_err(io::Error::other)?;
+                link.update(self.program(way, wanted)?).map_err(io::Error::other)?;
             }
             link.keep(self.pins).map_err(io::Error::other)?;
             self.links.push(link);
@@ -249,33 +251,33 @@ impl<'a> Attacher<'a> {
             Way::Tcx | Way::Clsact => Target::Tcx(ifindex),
             Way::EdgeTcx | Way::EdgeClsact => Target::TcxEgress(ifindex),
         };
-        links::attach(self.program(way)?, target, self.pins)
+        links::attach(self.program(way, wanted)?, target, self.pins)
     }
 
-    fn program_id(&self, way: Way) -> io::Result<u32> {
+    fn program_id(&self, way: Way, wanted: &Wanted) -> io::Result<u32> {
         let info = match way {
             Way::XdpNative | Way::XdpGeneric => {
                 self.programs.xdp.as_ref().ok_or(io::ErrorKind::Unsupported)?.info()
             }
-            Way::Tcx | Way::Clsact => self.programs.tcx.info(),
-            Way::EdgeTcx | Way::EdgeClsact => self.programs.edge.info(),
+            Way::Tcx | Way::Clsact => self.programs.tcx.of(wanted.is_ethernet).info(),
+            Way::EdgeTcx | Way::EdgeClsact => self.programs.edge.of(wanted.is_ethernet).info(),
         };
         info.map(|info| info.id()).map_err(io::Error::other)
     }
 
-    fn program(&self, way: Way) -> io::Result<BorrowedFd<'_>> {
+    fn program(&self, way: Way, wanted: &Wanted) -> io::Result<BorrowedFd<'_>> {
         let fd = match way {
             Way::XdpNative | Way::XdpGeneric => {
                 self.programs.xdp.as_ref().ok_or(io::ErrorKind::Unsupported)?.fd()
             }
-            Way::Tcx | Way::Clsact => self.programs.tcx.fd(),
-            Way::EdgeTcx | Way::EdgeClsact => self.programs.edge.fd(),
+            Way::Tcx | Way::Clsact => self.programs.tcx.of(wanted.is_ethernet).fd(),
+            Way::EdgeTcx | Way::EdgeClsact => self.programs.edge.of(wanted.is_ethernet).fd(),
         };
         fd.map(AsFd::as_fd).map_err(io::Error::other)
     }
 
     fn attach_clsact(&mut self, way: Way, wanted: &Wanted, seen: &Seen) -> io::Result<()> {
-        let current = self.program_id(way)?;
+        let current = self.program_id(way, wanted)?;
         let is_egress = way == Way::EdgeClsact;
         let is_current =
             |filter: &SeenFilter| filter.is_egress == is_egress && filter.program_id == current;
@@ -286,8 +288,8 @@ impl<'a> Attacher<'a> {
             Err(error) if !is_existing(&error) => return Err(io::Error::other(chain(&error))),
             _ => {}
         }
-        let program: &mut SchedClassifier =
-            if is_egress { &mut self.programs.edge } else { &mut self.programs.tcx };
+        let programs = if is_egress { &mut self.programs.edge } else { &mut self.programs.tcx };
+        let program = programs.of_mut(wanted.is_ethernet);
         let ours = seen.filters.iter().find(|filter| {
             filter.is_egress == is_egress && self.own_programs.contains(&filter.program_id)
         });

@@ -74,8 +74,8 @@ impl Oracle {
                 let xdp = self.programs.xdp.as_ref().ok_or(KernelError::NotLoaded)?;
                 (program::XDP, xdp.test_run(options))
             }
-            Hook::Tcx => (program::TCX, self.programs.tcx.test_run(options)),
-            Hook::Edge => (program::EDGE, self.programs.edge.test_run(options)),
+            Hook::Tcx => (program::TCX_ETHERNET, self.programs.tcx.of(true).test_run(options)),
+            Hook::Edge => (program::EDGE_ETHERNET, self.programs.edge.of(true).test_run(options)),
             Hook::Cgroup => {
                 context[CB_OFFSET..].copy_from_slice(&EXPLAIN_MARK.to_ne_bytes());
                 options.ctx_in = Some(&context);

@@ -45,7 +45,7 @@ fn load_and_pin(object: &[u8], pins: &Pins, adopted: bool) -> Result<Loaded, Ker
     }
     let mut ebpf = loader.load(object).map_err(|error| KernelError::Load(chain(&error)))?;
 
-    for name in [program::TCX, program::EDGE, program::CGROUP] {
+    for name in program::EVERYWHERE {
         let program = ebpf.program_mut(name).ok_or(KernelError::NoObject)?;
         load_program(program).map_err(|source| KernelError::Program { name, source })?;
         pin_program(program, name, pins)?;
@@ -97,9 +97,37 @@ fn pin_program(program: &mut Program, name: &'static str, pins: &Pins) -> Result
 pub struct Programs {
     /// `None` where this kernel takes no XDP program of ours.
     pub xdp: Option<Xdp>,
-    pub tcx: SchedClassifier,
-    pub edge: SchedClassifier,
+    pub tcx: Classifiers,
+    pub edge: Classifiers,
     pub cgroup: CgroupSkb,
+}
+
+/// The two programs of a hook at TC.
+#[derive(Debug)]
+pub struct Classifiers {
+    any: SchedClassifier,
+    ethernet: SchedClassifier,
+}
+
+impl Classifiers {
+    fn open(pins: &Pins, any: &'static str, ethernet: &'static str) -> Result<Self, KernelError> {
+        let open = |name| {
+            SchedClassifier::from_pin(pins.program(name))
+                .map_err(|source| KernelError::Program { name, source })
+        };
+        Ok(Self { any: open(any)?, ethernet: open(ethernet)? })
+    }
+
+    /// The one for a device whose packets have an Ethernet header, or for any other.
+    #[must_use]
+    pub fn of(&self, is_ethernet: bool) -> &SchedClassifier {
+        if is_ethernet { &self.ethernet } else { &self.any }
+    }
+
+    /// As [`Classifiers::of`].
+    pub fn of_mut(&mut self, is_ethernet: bool) -> &mut SchedClassifier {
+        if is_ethernet { &mut self.ethernet } else { &mut self.any }
+    }
 }
 
 impl Programs {
@@ -113,10 +141,8 @@ impl Programs {
             .then(|| Xdp::from_pin(&xdp_pin, aya_obj::programs::XdpAttachType::Interface))
             .transpose()
             .map_err(failed(program::XDP))?;
-        let tcx =
-            SchedClassifier::from_pin(pins.program(program::TCX)).map_err(failed(program::TCX))?;
-        let edge = SchedClassifier::from_pin(pins.program(program::EDGE))
-            .map_err(failed(program::EDGE))?;
+        let tcx = Classifiers::open(pins, program::TCX, program::TCX_ETHERNET)?;
+        let edge = Classifiers::open(pins, program::EDGE, program::EDGE_ETHERNET)?;
         let cgroup = CgroupSkb::from_pin(
             pins.program(program::CGROUP),
             aya_obj::programs::CgroupSkbAttachType::Ingress,

@@ -67,9 +67,7 @@ impl Pins {
     #[must_use]
     pub fn are_complete(&self) -> bool {
         map::ALL.iter().all(|name| self.map(name).exists())
-            && [program::TCX, program::EDGE, program::CGROUP]
-                .iter()
-                .all(|name| self.program(name).exists())
+            && program::EVERYWHERE.iter().all(|name| self.program(name).exists())
     }
 
     /// Other layouts' directories, which another version of guard has left.

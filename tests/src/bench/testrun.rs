@@ -60,8 +60,8 @@ impl Hook {
     const fn program(self) -> &'static str {
         match self {
             Self::Xdp => program::XDP,
-            Self::Tcx => program::TCX,
-            Self::Edge => program::EDGE,
+            Self::Tcx => program::TCX_ETHERNET,
+            Self::Edge => program::EDGE_ETHERNET,
             Self::Cgroup => program::CGROUP,
         }
     }

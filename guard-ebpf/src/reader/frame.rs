@@ -1,12 +1,14 @@
 //! The frame of an XDP program, through packet pointers.
 
-use core::arch::asm;
+use core::{arch::asm, mem::MaybeUninit};
 
-use aya_ebpf::programs::XdpContext;
+use aya_ebpf::{bindings::__sk_buff, programs::XdpContext};
 use guard_common::{
     parse::{ETHERNET_BYTES, MAX_EXTENSION_HEADERS, MAX_VLAN_TAGS},
     reader::{Reader, Writer},
 };
+
+use super::Aligned;
 
 /// No header is read from a place beyond this; all bits are set.
 const LAST_OFFSET: usize = 0x3fff;
@@ -35,6 +37,15 @@ impl FrameReader {
     #[inline(always)]
     pub fn new(ctx: &XdpContext) -> Self {
         Self { start: ctx.data(), end: ctx.data_end() }
+    }
+
+    /// The linear part of an skb, from where its program's packet begins: the network header for cgroup programs
+    /// (`__cgroup_bpf_run_filter_skb` in `kernel/bpf/cgroup.c`), the link header's for those at TC.
+    #[inline(always)]
+    pub fn of_skb(skb: *mut __sk_buff) -> Self {
+        // SAFETY: the context lives as long as the program runs; the verifier takes these two fields for what they are.
+        let (start, end) = unsafe { ((*skb).data as usize, (*skb).data_end as usize) };
+        Self { start, end }
     }
 
     /// Bytes in the linear part.
@@ -68,7 +79,52 @@ impl Reader for FrameReader {
             return None;
         }
         // SAFETY: `N` bytes from here lie before the packet's end, as the verifier has seen just above.
-        Some(unsafe { ((self.start + offset) as *const [u8; N]).read_unaligned() })
+        Some(unsafe { load(self.start + offset) })
+    }
+}
+
+/// A load of a word of a packet, wherever it begins: to the kernel a packet need not be aligned where the processor does not mind
+/// (`check_pkt_ptr_alignment` in `kernel/bpf/verifier.c`), to the language it must.
+macro_rules! load_word {
+    ($type:literal, $place:expr) => {{
+        let word: u64;
+        asm!(
+            concat!("{word} = *(", $type, " *)({place} + 0)"),
+            place = in(reg) $place,
+            word = lateout(reg) word,
+            options(pure, readonly, nostack),
+        );
+        word
+    }};
+}
+
+/// `N` bytes, in as few loads as they take.
+///
+/// # Safety
+/// They must lie within the packet.
+#[inline(always)]
+unsafe fn load<const N: usize>(place: usize) -> [u8; N] {
+    let mut bytes = MaybeUninit::<Aligned<N>>::uninit();
+    let to = bytes.as_mut_ptr().cast::<u8>();
+    let mut at = 0;
+    // SAFETY: all is within the `N` bytes of both, and what is written is aligned as its type, for the longest come first.
+    unsafe {
+        while at + 8 <= N {
+            to.add(at).cast::<u64>().write(load_word!("u64", place + at));
+            at += 8;
+        }
+        if N & 4 != 0 {
+            to.add(at).cast::<u32>().write(load_word!("u32", place + at) as u32);
+            at += 4;
+        }
+        if N & 2 != 0 {
+            to.add(at).cast::<u16>().write(load_word!("u16", place + at) as u16);
+            at += 2;
+        }
+        if N & 1 != 0 {
+            to.add(at).write(load_word!("u8", place + at) as u8);
+        }
+        bytes.assume_init().0
     }
 }
 
