@@ -57,14 +57,21 @@ impl Oracle {
     /// # Errors
     /// When the kernel refuses the test run, or the hook's program is not loaded.
     pub fn ask(&mut self, hook: Hook, question: &Question) -> Result<Answer, KernelError> {
-        self.judge(hook, question.ifindex, &frame(question))
+        self.judge(hook, true, question.ifindex, &frame(question))
     }
 
-    /// What would happen to an Ethernet frame that comes by this interface.
+    /// What would happen to an Ethernet frame that comes by this interface. At TC there are two programs, of which `is_ethernet` asks
+    /// the one for Ethernet devices.
     ///
     /// # Errors
     /// When the kernel refuses the test run (of less than an Ethernet header, for one), or the hook's program is not loaded.
-    pub fn judge(&mut self, hook: Hook, ifindex: u32, frame: &[u8]) -> Result<Answer, KernelError> {
+    pub fn judge(
+        &mut self,
+        hook: Hook,
+        is_ethernet: bool,
+        ifindex: u32,
+        frame: &[u8],
+    ) -> Result<Answer, KernelError> {
         let asked = Explained { ifindex, ..Explained::default() };
         self.explained.set(0, asked, 0).map_err(failed)?;
         let mut options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::default() };
@@ -74,8 +81,8 @@ impl Oracle {
                 let xdp = self.programs.xdp.as_ref().ok_or(KernelError::NotLoaded)?;
                 (program::XDP, xdp.test_run(options))
             }
-            Hook::Tcx => (program::TCX_ETHERNET, self.programs.tcx.of(true).test_run(options)),
-            Hook::Edge => (program::EDGE_ETHERNET, self.programs.edge.of(true).test_run(options)),
+            Hook::Tcx => (program::TCX, self.programs.tcx.of(is_ethernet).test_run(options)),
+            Hook::Edge => (program::EDGE, self.programs.edge.of(is_ethernet).test_run(options)),
             Hook::Cgroup => {
                 context[CB_OFFSET..].copy_from_slice(&EXPLAIN_MARK.to_ne_bytes());
                 options.ctx_in = Some(&context);
