@@ -103,6 +103,10 @@ macro_rules! load_word {
 /// # Safety
 /// They must lie within the packet.
 #[inline(always)]
+#[expect(
+    clippy::cast_ptr_alignment,
+    reason = "the bytes are aligned to 8, and each word stands at a multiple of its length"
+)]
 unsafe fn load<const N: usize>(place: usize) -> [u8; N] {
     let mut bytes = MaybeUninit::<Aligned<N>>::uninit();
     let to = bytes.as_mut_ptr().cast::<u8>();
