@@ -201,13 +201,28 @@ fn is_vouched_for(key: FlowKey) -> bool {
         .is_some_and(|last_ns| boot_ns().saturating_sub(*last_ns) < VOUCH_SPAN_NS)
 }
 
-impl Lines for Slot {
+/// The source table of a slot. The chunk where it begins, which is all that most policies have, is looked up once.
+struct SourceTable {
+    slot: u32,
+    first: &'static Chunk,
+}
+
+impl SourceTable {
+    #[inline(always)]
+    fn of(slot: u32) -> Option<Self> {
+        Some(Self { slot, first: SOURCES.get(slot * MAX_CHUNKS)? })
+    }
+}
+
+impl Lines for SourceTable {
     #[inline(always)]
     fn line(&self, number: u32) -> Option<&Line> {
         let (page, line) = (number / LINES_PER_PAGE, number % LINES_PER_PAGE);
-        let chunk = self.0 * MAX_CHUNKS + page / PAGES_PER_CHUNK % MAX_CHUNKS;
-        let page = SOURCES.get_value(chunk, &(page % PAGES_PER_CHUNK))?;
-        page.as_chunks().0.get(line as usize)
+        let chunk = match page / PAGES_PER_CHUNK % MAX_CHUNKS {
+            0 => self.first,
+            number => SOURCES.get(self.slot * MAX_CHUNKS + number)?,
+        };
+        chunk.get(page % PAGES_PER_CHUNK)?.as_chunks().0.get(line as usize)
     }
 }
 
@@ -217,13 +232,15 @@ impl Lines for Slot {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn find_v4(slot: u32, address: u32) -> u32 {
-    u32::from(sources::find_v4(&Slot(slot), address).number())
+    let found = SourceTable::of(slot).map(|table| sources::find_v4(&table, address));
+    found.map_or(0, |value| value.number().into())
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn find_v6(slot: u32, high: u64, low: u64) -> u32 {
-    u32::from(sources::find_v6(&Slot(slot), high, low).number())
+    let found = SourceTable::of(slot).map(|table| sources::find_v6(&table, high, low));
+    found.map_or(0, |value| value.number().into())
 }
 
 impl Rules for InForce {
