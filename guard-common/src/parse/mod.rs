@@ -1,7 +1,8 @@
 //! From bytes to the facts a verdict needs.
 //!
 //! Three entries: [`frame`] for a hook that sees the Ethernet header (XDP), [`network`] for one that says where the network
-//! header is and what it holds (TCX), [`at_socket`] for one behind the kernel's own parser (cgroup). Length fields are never trusted over the buffer's own end,
+//! header is and what it holds (TCX), [`at_socket`] for one behind the kernel's own parser (cgroup). Before each comes
+//! [`plain_port`], which reads packets as nearly all are and leaves the others to them. Length fields are never trusted over the buffer's own end,
 //! and are not compared with it either: BIG TCP packets carry a length of zero.
 
 mod ipv4;
