@@ -2,6 +2,7 @@
 //! in force stays when it ends, in whatever way.
 
 use std::{
+    collections::HashMap,
     io,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -34,6 +35,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// How often published ports are looked for: how long one may stay open.
 const LOOK_FOR_PUBLISHED: Duration = Duration::from_secs(1);
+
+/// How long attempts gather once some have been read. The kernel wakes a reader that has read all there is
+/// (`bpf_ringbuf_commit` in `kernel/bpf/ringbuf.c`): in a flood that would be with each of them.
+const GATHER: Duration = Duration::from_millis(20);
 
 /// Runs until SIGTERM, SIGINT, or `guard down`.
 ///
@@ -129,7 +134,10 @@ async fn report_attempts(mut ring: AsyncFd<EventRing>, hub: Arc<Hub>) {
         };
         let clock = BootClock::sample();
         let mut unreadable = 0_u64;
-        ready.get_inner_mut().drain(|bytes| match events::decode(bytes, &clock, interface_name) {
+        let mut names: HashMap<u32, Option<String>> = HashMap::new();
+        let mut name_of =
+            |index| names.entry(index).or_insert_with(|| interface_name(index)).clone();
+        ready.get_inner_mut().drain(|bytes| match events::decode(bytes, &clock, &mut name_of) {
             Some(attempt) => hub.publish(attempt),
             None => unreadable += 1,
         });
@@ -137,6 +145,7 @@ async fn report_attempts(mut ring: AsyncFd<EventRing>, hub: Arc<Hub>) {
             log::warn!("{unreadable} events of an unknown layout were left out");
         }
         ready.clear_ready();
+        sleep(GATHER).await;
     }
 }
 

@@ -93,7 +93,7 @@ impl BootClock {
 pub fn decode(
     bytes: &[u8],
     clock: &BootClock,
-    name_of: impl Fn(u32) -> Option<String>,
+    name_of: impl FnOnce(u32) -> Option<String>,
 ) -> Option<Attempt> {
     if bytes.len() != size_of::<Event>() {
         return None;
