@@ -114,6 +114,17 @@ impl Tunnel {
         Ok(Self { end })
     }
 
+    /// Gives the interface, which must be down, the type of an Ethernet device; its packets have no Ethernet header all the same.
+    #[track_caller]
+    pub fn claim_to_be_ethernet(&self) {
+        // `TUNSETLINK` of `include/uapi/linux/if_tun.h`.
+        const SET_LINK: libc::Ioctl = 0x4004_54cd;
+        const ETHERNET: libc::c_ulong = 1;
+        // SAFETY: the descriptor is open, and the argument is a number.
+        let set = unsafe { libc::ioctl(self.end.as_raw_fd(), SET_LINK, ETHERNET) };
+        assert_eq!(set, 0, "the tunnel keeps its type: {}", io::Error::last_os_error());
+    }
+
     /// Lets an IP packet arrive.
     #[track_caller]
     pub fn send(&self, packet: &[u8]) {

@@ -569,18 +569,31 @@ fn tunnels_work_without_a_backstop() {
 #[test]
 fn a_packet_in_a_tunnel_that_looks_like_a_frame_is_judged() {
     const PORT: u16 = 0x2c06;
-    let lab = Lab::new("a_packet_that_looks_like_a_frame");
-    let Some(path) = tun(&lab, 21) else {
-        return kernel::skip("a_packet_in_a_tunnel_that_looks_like_a_frame_is_judged", "no tun");
-    };
-    let guard = lab.start_guard(Attach::Tcx, &format!("ports = [{PORT}]"));
-    let from = (Ipv4Addr::new(8, 0, 0x45, 77), 0x4000);
-    let packet = wire::syn(from.into(), (inner_v4(21, 2), PORT).into());
-    let inside = &packet[14..];
-    assert_eq!((&packet[12..14], inside[0], inside[9]), (&[8, 0][..], 0x45, 6));
-    assert_eq!((inside[6] & 0x3f, inside[7]), (0, 0), "no fragment");
-    path.send(&packet);
-    expect_only(&path, &guard, Attach::Tcx.hook(), &[("drop", "no-rule", 1)]);
+    // Of its own type, and with that of Ethernet devices, which whoever holds its other end can give it.
+    for (attach, claims) in [(Attach::Tcx, false), (Attach::Tcx, true), (Attach::Generic, true)] {
+        let lab = Lab::new("a_packet_that_looks_like_a_frame");
+        let Ok(tunnel) = Tunnel::make(&lab.server, "t21") else {
+            return kernel::skip(
+                "a_packet_in_a_tunnel_that_looks_like_a_frame_is_judged",
+                "no tun",
+            );
+        };
+        if claims {
+            tunnel.claim_to_be_ethernet();
+        }
+        lab.server.ip(&addresses("t21", 21, 2, Families::Both));
+        let entry = Entry::Program(tunnel);
+        let path =
+            Path { name: "tun", number: 21, families: Families::Both, answers: false, entry };
+        let guard = lab.start_guard(attach, &format!("ports = [{PORT}]"));
+        let from = (Ipv4Addr::new(8, 0, 0x45, 77), 0x4000);
+        let packet = wire::syn(from.into(), (inner_v4(21, 2), PORT).into());
+        let inside = &packet[14..];
+        assert_eq!((&packet[12..14], inside[0], inside[9]), (&[8, 0][..], 0x45, 6));
+        assert_eq!((inside[6] & 0x3f, inside[7]), (0, 0), "no fragment");
+        path.send(&packet);
+        expect_only(&path, &guard, Attach::Tcx.hook(), &[("drop", "no-rule", 1)]);
+    }
 }
 
 on_each_hook!(what_stands_on_a_link_is_judged_below, [auto, native]);

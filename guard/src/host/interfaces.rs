@@ -207,6 +207,13 @@ const DEFAULT_BITS_V6: u8 = 3;
 const SHORTEST_LOCAL_V4: u8 = 12;
 const SHORTEST_LOCAL_V6: u8 = 48;
 
+/// Whoever made a tunnel to a program can give it any type (`TUNSETLINK` in `drivers/net/tun.c`); its packets begin with the IP
+/// header all the same.
+fn has_ethernet_header(link: &Link) -> bool {
+    let is_tunnel = link.kind.as_deref() == Some("tun") && !link.is_tap;
+    link.hardware_type == hardware::ETHER && !is_tunnel
+}
+
 /// Says what each interface is, in the order of the snapshot's links.
 #[must_use]
 pub fn classify(snapshot: &Snapshot) -> Vec<Interface> {
@@ -217,7 +224,7 @@ pub fn classify(snapshot: &Snapshot) -> Vec<Interface> {
             index: link.index,
             name: link.name.clone(),
             class: place.class,
-            is_ethernet: link.hardware_type == hardware::ETHER,
+            is_ethernet: has_ethernet_header(link),
             kind: link.kind.clone(),
             up: link.up,
             carrier: link.carrier,

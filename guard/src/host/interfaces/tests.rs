@@ -653,6 +653,13 @@ fn infiniband_and_cellular_are_outside_without_an_ethernet_header() {
 }
 
 #[test]
+fn a_tunnel_to_a_program_has_no_ethernet_header_whatever_its_type() {
+    let is_ethernet = |host: Host| classify(&host.0)[1].is_ethernet;
+    assert!(is_ethernet(Host::new().tap("x0")));
+    assert!(!is_ethernet(Host::new().kind("x0", "tun")));
+}
+
+#[test]
 fn nothing_arrives_on_these() {
     for kind in ["can", "dummy", "ifb", "nlmon", "vcan", "vsockmon", "vxcan"] {
         Host::new().kind("x0", kind).is(&[("x0", "Silent")]);
