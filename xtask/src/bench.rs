@@ -14,7 +14,13 @@ use crate::{
 const GENERATOR_VARIABLE: &str = "GUARD_BENCH_OBJECT";
 
 /// That nothing can be measured without root, `guard-bench` says itself.
-pub fn run(workspace: &Workspace, quick: bool, only: &[String], rounds: Option<u32>) -> Result<()> {
+pub fn run(
+    workspace: &Workspace,
+    quick: bool,
+    only: &[String],
+    case: Option<&str>,
+    rounds: Option<u32>,
+) -> Result<()> {
     let toolchain = setup::ensure(workspace, Scope::Test)?;
     let built = build_all(workspace, &toolchain)?;
     let generator = build_generator(workspace, &toolchain)?;
@@ -39,6 +45,9 @@ pub fn run(workspace: &Workspace, quick: bool, only: &[String], rounds: Option<u
     }
     if !only.is_empty() {
         bench.args(["--only", &only.join(",")]);
+    }
+    if let Some(case) = case {
+        bench.args(["--case", case]);
     }
     if let Some(rounds) = rounds {
         bench.args(["--rounds", &rounds.to_string()]);

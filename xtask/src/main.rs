@@ -63,6 +63,9 @@ enum Task {
         /// Only these parts: live, testrun, load, bulk, latency, daemon, memory; writes nothing below docs
         #[arg(long, value_delimiter = ',')]
         only: Vec<String>,
+        /// Only floods and programs whose name holds this; writes nothing below docs
+        #[arg(long, value_name = "TEXT")]
+        case: Option<String>,
         /// How often each case is measured; no fewer than 7 are published
         #[arg(long)]
         rounds: Option<u32>,
@@ -121,7 +124,9 @@ fn perform(task: Task) -> Result<()> {
             Err(error).with_context(|| format!("could not start {}", built.binary.display()))
         }
         Task::Test { force, arguments } => test::run(&workspace, force, &arguments),
-        Task::Bench { quick, only, rounds } => bench::run(&workspace, quick, &only, rounds),
+        Task::Bench { quick, only, case, rounds } => {
+            bench::run(&workspace, quick, &only, case.as_deref(), rounds)
+        }
         Task::Fuzz { seconds, targets } => fuzz::run(&workspace, seconds, &targets),
         Task::Vmtest { kernel, filter } => vmtest::run(&workspace, &kernel, filter.as_deref()),
         Task::Lint => lint::run(&workspace),

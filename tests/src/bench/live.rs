@@ -273,6 +273,7 @@ pub fn run(
     if bench.is_quick {
         scenes.iter_mut().for_each(|scene| scene.traffic.retain(|traffic| *traffic != MILLION));
     }
+    scenes.retain(|scene| scene.name == BARE || bench.is_wanted(&scene.name));
     scenes.retain(|scene| bench.can(scene.filter.missing(), &scene.name, results));
     let mut rigs = Vec::new();
     for number in 0..scenes.len() {

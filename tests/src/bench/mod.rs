@@ -47,6 +47,8 @@ pub struct Bench {
     pub is_quick: bool,
     pub rounds: usize,
     pub parts: Vec<Part>,
+    /// What the names of the floods and programs that are measured hold.
+    pub case: Option<String>,
     /// Which guard is measured.
     pub revision: String,
     /// Where raw results and lists go.
@@ -60,6 +62,11 @@ impl Bench {
     /// One line of progress.
     pub fn say(&self, part: Part, what: &str) {
         println!("{:>5} s  {:<8} {what}", self.started.elapsed().as_secs(), part.name());
+    }
+
+    /// Whether a case of this name is to be measured.
+    pub fn is_wanted(&self, name: &str) -> bool {
+        self.case.as_deref().is_none_or(|wanted| name.contains(wanted))
     }
 
     /// Whether nothing is missing for it; otherwise says what.
@@ -157,6 +164,8 @@ impl Bench {
             < Part::ALL.len()
         {
             Some("some parts were not run")
+        } else if self.case.is_some() {
+            Some("some cases were not measured")
         } else if self.rounds < LEAST_ROUNDS {
             Some("there were too few rounds")
         } else if !results.noisy.is_empty() {

@@ -205,6 +205,11 @@ pub fn run(
     results: &mut Results,
 ) -> Result<()> {
     let mut subjects = subjects(bench.is_quick);
+    for subject in &mut subjects {
+        let list = subject.list;
+        subject.questions.retain(|question| bench.is_wanted(&question.case(list)));
+    }
+    subjects.retain(|subject| !subject.questions.is_empty());
     subjects.retain(|subject| {
         let filter = Filter::Guard(subject.attach, "");
         bench.can(filter.missing(), &format!("guard with {}", subject.attach), results)

@@ -15,6 +15,9 @@ struct Arguments {
     /// Only these parts
     #[arg(long, value_delimiter = ',', value_parser = part)]
     only: Vec<Part>,
+    /// Only floods and programs whose name holds this
+    #[arg(long, value_name = "TEXT")]
+    case: Option<String>,
     /// How often each case is measured
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: Option<u16>,
@@ -39,7 +42,7 @@ fn part(name: &str) -> Result<Part, String> {
 }
 
 fn main() -> Result<()> {
-    let Arguments { quick, only, rounds, results, documentation, revision, talk } =
+    let Arguments { quick, only, case, rounds, results, documentation, revision, talk } =
         Arguments::parse();
     if let Some([kind, amount, server, cgroup]) = talk.as_deref() {
         let server: SocketAddr =
@@ -53,6 +56,7 @@ fn main() -> Result<()> {
         is_quick: quick,
         rounds,
         parts: parts.collect(),
+        case,
         revision,
         results,
         documentation,
