@@ -3,8 +3,9 @@
 use std::{vec, vec::Vec};
 
 use super::{
-    ANSWERS_PER_LINE, ENTRIES_PER_LINE, FAR, FLAT, LINES_PER_CHUNK, Line, MAX_CHUNKS, NODE,
-    ROOT_LINES, Ranges, Sources, V4_ROOT, V6_ROOT, ranges::Number,
+    ANSWERS_PER_LINE, ENTRIES_PER_LINE, FAR, FIRST_LINES, FLAT, LINES_PER_CHUNK, Line, MAX_CHUNKS,
+    NODE, ROOT_LINES, Ranges, Sources, V4_FILTER, V4_ROOT, V6_FILTER, V6_ROOT, filter::Filter,
+    ranges::Number,
 };
 use crate::abi::SourceValue;
 
@@ -31,16 +32,18 @@ pub fn build(sources: &Sources) -> Result<Vec<Line>, TooLong> {
 }
 
 pub(super) fn build_within(sources: &Sources, most_lines: usize) -> Result<Vec<Line>, TooLong> {
-    let mut table = Table { lines: vec![Line::default(); 2 * ROOT_LINES as usize], most_lines };
+    let mut table = Table { lines: vec![Line::default(); FIRST_LINES as usize], most_lines };
     let v4 = widened(&sources.v4);
-    table.root(V4_ROOT, 16, &v4, Table::v4_branch)?;
     let v6 = widened(&sources.v6);
+    table.filter(V4_FILTER, Filter::of_v4(&v4))?;
+    table.filter(V6_FILTER, Filter::of_v6(&v6))?;
+    table.root(V4_ROOT, 16, &v4, Table::v4_branch)?;
     table.root(V6_ROOT, 112, &v6, |table, piece, first| table.v6_node(piece, first, 16))?;
     Ok(table.lines)
 }
 
 /// Ranges, or those of them that meet a block of addresses: the first one holds the block's first address.
-type Piece<'a> = &'a [(u128, SourceValue)];
+pub(super) type Piece<'a> = &'a [(u128, SourceValue)];
 
 fn widened<N: Number>(ranges: &Ranges<N>) -> Vec<(u128, SourceValue)> {
     ranges.as_slice().iter().map(|(first, value)| ((*first).into(), *value)).collect()
@@ -181,6 +184,14 @@ impl Table {
         node[7] = u64::from(depth) << 32 | u64::from(miss.number());
         self.lines[number as usize] = node;
         Ok(NODE | number)
+    }
+
+    fn filter(&mut self, number: u32, filter: Filter) -> Result<(), TooLong> {
+        let count = u32::try_from(filter.lines.len()).map_err(|_| TooLong)?;
+        let first = self.add_lines(count)?;
+        self.lines[first as usize..].copy_from_slice(&filter.lines);
+        self.lines[number as usize] = filter.first_line(first);
+        Ok(())
     }
 
     fn add_lines(&mut self, count: u32) -> Result<u32, TooLong> {

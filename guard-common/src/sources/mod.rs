@@ -5,7 +5,14 @@
 //!
 //! - Lines from [`V4_ROOT`] on: a node for each value of an IPv4 address's first eight bits. Lines from [`V6_ROOT`] on: the same for
 //!   IPv6. They are small, so that a flood of random sources finds them in the cache.
-//! - Other nodes, and their entries, in no order.
+//! - Lines [`V4_FILTER`] and [`V6_FILTER`]: in words 0 to 3 a bit for each value of the first eight bits, set where the *filter* is to
+//!   be asked first; in words 4 and 5 where that begins and how it is asked.
+//! - Other nodes and their entries, and the filters, in no order.
+//!
+//! A *filter* knows most addresses of which nothing is said by one line, where a walk takes several that random sources find in
+//! no cache: it is a Bloom filter in blocks of one word, with two bits for each block of addresses (*key*) in which something is
+//! said, or a plain bitmap where that is no longer. How large these blocks are goes by the policy, and addresses that large
+//! ranges hold it is not asked about.
 //!
 //! A *node* has an *entry* of 32 bits for each value of eight bits of the address: the answer ([`SourceValue`]), or the line of the
 //! node ([`NODE`]) for the bits that follow. It says where, over the 256 values, *runs* of equal entries
@@ -24,6 +31,8 @@
 
 #[cfg(any(test, feature = "user"))]
 mod build;
+#[cfg(any(test, feature = "user"))]
+mod filter;
 #[cfg(any(test, feature = "user"))]
 mod ranges;
 #[cfg(test)]
@@ -61,6 +70,14 @@ pub const MAX_CHUNKS: u32 = 128;
 pub const V4_ROOT: u32 = 0;
 /// Line of the first node for IPv6.
 pub const V6_ROOT: u32 = ROOT_LINES;
+
+/// Line that says how the filter for IPv4 is asked.
+pub const V4_FILTER: u32 = 2 * ROOT_LINES;
+/// Line that says how the filter for IPv6 is asked.
+pub const V6_FILTER: u32 = V4_FILTER + 1;
+
+#[cfg(any(test, feature = "user"))]
+const FIRST_LINES: u32 = V6_FILTER + 1;
 
 const ROOT_LINES: u32 = 256;
 const ENTRIES_PER_LINE: u32 = 16;
@@ -116,13 +133,64 @@ pub fn v6_numbers(address: &AddressBytes) -> (u64, u64) {
 /// [`find`] for an IPv4 address.
 #[inline(always)]
 pub fn find_v4<L: Lines>(lines: &L, address: u32) -> SourceValue {
+    if !may_be_said(lines, V4_FILTER, address >> 24, address.into()) {
+        return SourceValue::default();
+    }
     walk_v4(lines, address).unwrap_or_default()
 }
 
 /// [`find`] for an IPv6 address.
 #[inline(always)]
 pub fn find_v6<L: Lines>(lines: &L, high: u64, low: u64) -> SourceValue {
+    if !may_be_said(lines, V6_FILTER, (high >> 56) as u32, high) {
+        return SourceValue::default();
+    }
     walk_v6(lines, high, low).unwrap_or_default()
+}
+
+/// Whether something may be said of an address with these first eight bits, which begins with this number.
+#[inline(always)]
+fn may_be_said<L: Lines>(lines: &L, filter: u32, octet: u32, number: u64) -> bool {
+    let Some(filter) = lines.line(filter) else { return true };
+    if filter[(octet as usize >> 6) & 3] >> (octet & 63) & 1 == 0 {
+        return true;
+    }
+    let asked =
+        Asked::new(number >> (filter[4] >> KEY_SHIFT & 63), filter[5], filter[4] >> BLOCK_SHIFT);
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the first line's number, and one that is added to it"
+    )]
+    let line = (filter[4] as u32).wrapping_add((asked.block >> 3) as u32);
+    lines.line(line).is_none_or(|line| asked.is_in(line[asked.block as usize & 7]))
+}
+
+/// In word 4 of a filter's first line: the line where it begins stands in the low half; by how much a hash is shifted to the block's
+/// number (46 to 61); by how much an address is, to the key that is hashed.
+const BLOCK_SHIFT: u32 = 32;
+const KEY_SHIFT: u32 = 40;
+
+/// Where a filter has a key: in one block of 64 bits, by the highest bits of its hash, two bits, by those that follow.
+#[derive(Clone, Copy)]
+struct Asked {
+    block: u64,
+    mask: u64,
+}
+
+impl Asked {
+    #[inline(always)]
+    const fn new(key: u64, multiplier: u64, block_shift: u64) -> Self {
+        let hash = key.wrapping_mul(multiplier);
+        let shift = block_shift & 63;
+        let one = hash >> (shift.wrapping_sub(6) & 63) & 63;
+        let other = hash >> (shift.wrapping_sub(12) & 63) & 63;
+        Self { block: hash >> shift, mask: 1 << one | 1 << other }
+    }
+
+    #[inline(always)]
+    const fn is_in(self, block: u64) -> bool {
+        block & self.mask == self.mask
+    }
 }
 
 #[inline(always)]

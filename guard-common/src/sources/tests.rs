@@ -1,9 +1,12 @@
-use std::{collections::HashSet, vec, vec::Vec};
+use std::{cell::Cell, collections::HashSet, vec, vec::Vec};
 
 use proptest::{collection::vec, prelude::*};
 
 use super::{build::build_within, *};
 use crate::packet::Family;
+
+/// Of the two smallest filters.
+const FILTER_LINES: usize = 2;
 
 struct Memory(Vec<Line>);
 
@@ -212,8 +215,8 @@ fn an_ipv6_node_skips_what_is_the_same_below_it() {
     let deep: Vec<Said<u128>> =
         (0..4).map(|low| (0xfd00_u128 << 112 | low << 8, 120, low as u16 + 1)).collect();
     let memory = table(Ranges::default(), v6_ranges(&deep));
-    let nodes_and_entries = memory.0.len() - 2 * ROOT_LINES as usize;
-    assert_eq!(nodes_and_entries, 2, "one node and one line of entries");
+    let behind = memory.0.len() - FIRST_LINES as usize;
+    assert_eq!(behind, FILTER_LINES + 2, "one node and one line of entries");
     check_v6(&deep, [0xfd00 << 112 | 1 << 64, 0xfd00 << 112 | 1 << 16]);
 }
 
@@ -243,7 +246,7 @@ fn answers_are_whole() {
 
 #[test]
 fn what_fits_no_more_is_refused() {
-    let roots = 2 * ROOT_LINES as usize;
+    let roots = FIRST_LINES as usize + FILTER_LINES;
     // A branch and a leaf; a node and its entries.
     for (sources, lines) in [
         (Sources { v4: v4_ranges(&[(0x0a00_0001, 32, 1)]), ..Sources::default() }, 2),
@@ -260,6 +263,115 @@ fn what_fits_no_more_is_refused() {
     }
 }
 
+/// The same memory, which counts how often it is read.
+struct Counting<'a>(&'a Memory, Cell<usize>);
+
+impl Lines for Counting<'_> {
+    fn line(&self, number: u32) -> Option<&Line> {
+        self.1.set(self.1.get() + 1);
+        self.0.line(number)
+    }
+}
+
+/// The share of addresses that are told from those of which something is said by two lines, where nothing is said of any.
+#[expect(clippy::cast_precision_loss, reason = "a few thousand")]
+fn share_of_short_ways(memory: &Memory, addresses: &[(Family, AddressBytes)]) -> f64 {
+    let is_short = |(family, address): &&(Family, AddressBytes)| {
+        let counting = Counting(memory, Cell::new(0));
+        find(&counting, *family, address) == SourceValue::default() && counting.1.get() == 2
+    };
+    addresses.iter().filter(is_short).count() as f64 / addresses.len() as f64
+}
+
+/// Numbers that look like drawn ones, the same each time.
+fn drawn(count: u64) -> impl Iterator<Item = u64> {
+    (1..=count).map(|number| {
+        let mixed = number.wrapping_mul(0xd6e8_feb8_6659_fd93);
+        (mixed ^ mixed >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93)
+    })
+}
+
+#[test]
+fn most_of_what_no_rule_names_takes_two_lines() {
+    // Beside what nearly every policy says of large ranges, and a private network of middling size.
+    let large = [(0x7f00_0000, 8, 9), (0x0a00_0000, 8, 9), (0xc0a8_0000, 16, 9)];
+    // Single addresses and small networks, all over IPv4 and in a single /8.
+    for mask in [u32::MAX, 0x00ff_ffff] {
+        let place = |drawn: u64| 0xc600_0000 & !mask | drawn as u32 & mask;
+        let said: Vec<Said<u32>> = drawn(20_000)
+            .map(|drawn| (place(drawn), [32, 32, 30, 28][drawn as usize >> 40 & 3], 1))
+            .chain(large)
+            .collect();
+        let memory = table(v4_ranges(&said), Ranges::default());
+        let others: Vec<_> = drawn(60_000)
+            .skip(40_000)
+            .map(|drawn| (Family::V4, v4_bytes(place(drawn))))
+            .filter(|(_, address)| address[0] != 10 && address[0] != 127)
+            .collect();
+        let share = share_of_short_ways(&memory, &others);
+        assert!(share > 0.9, "{mask:08x}: {share}");
+        // Large ranges are walked to.
+        let local = Counting(&memory, Cell::new(0));
+        assert_eq!(find(&local, Family::V4, &v4_bytes(0x7f00_0001)), value(9));
+    }
+
+    let place = |drawn: u64| {
+        let high = 0x2000_0000_0000_0000 | drawn >> 3;
+        u128::from(high) << 64 | u128::from(drawn.rotate_left(9))
+    };
+    let said: Vec<Said<u128>> = drawn(20_000)
+        .map(|drawn| (place(drawn), [48, 56, 64, 128][drawn as usize >> 40 & 3], 1))
+        .chain([(0xfe80 << 112, 10, 9), (0xfd << 120, 8, 9), (1, 128, 9)])
+        .collect();
+    let memory = table(Ranges::default(), v6_ranges(&said));
+    let others: Vec<_> =
+        drawn(60_000).skip(40_000).map(|drawn| (Family::V6, place(drawn).to_be_bytes())).collect();
+    let share = share_of_short_ways(&memory, &others);
+    assert!(share > 0.9, "{share}");
+    assert_eq!(find(&memory, Family::V6, &(0xfe80_u128 << 112).to_be_bytes()), value(9));
+}
+
+#[test]
+fn a_filter_of_many_networks_is_asked_about_larger_blocks() {
+    // As many addresses as would take 16 filters.
+    let said: Vec<Said<u32>> = (0..32).map(|low| (0x2000_0000 | low << 23, 13, 3)).collect();
+    check_v4(&said, drawn(5_000).map(|drawn| drawn as u32));
+    let memory = table(v4_ranges(&said), Ranges::default());
+    assert!(memory.0.len() < FIRST_LINES as usize + 20_000, "{}", memory.0.len());
+    let others: Vec<_> =
+        drawn(20_000).map(|drawn| (Family::V4, v4_bytes(0x8000_0000 | drawn as u32))).collect();
+    let share = share_of_short_ways(&memory, &others);
+    assert!(share > 0.9, "{share}");
+}
+
+#[test]
+fn no_filter_is_asked_about_what_large_ranges_hold() {
+    let everything = table(v4_ranges(&[(0, 0, 3)]), v6_ranges(&[(0, 0, 3)]));
+    for filter in [V4_FILTER, V6_FILTER] {
+        assert_eq!(everything.0[filter as usize][..4], [0; 4]);
+    }
+    // A range from what is asked about into what is not.
+    let across = [(0x09ff_ffff, 32, 1), (0x0a00_0000, 32, 1), (0x0a80_0000, 9, 2)];
+    check_v4(&across, []);
+    let across = [(0x24_u128 << 120 | ((1 << 120) - 1), 128, 1), (0x25 << 120, 128, 1)];
+    check_v6(&[&across[..], &[(0x258 << 116, 12, 2)]].concat(), []);
+}
+
+/// Three quarters of all that there is lie in ranges that are not large, and no key is smaller than they are.
+#[test]
+fn a_filter_of_very_much_is_a_bitmap() {
+    let said: Vec<Said<u32>> = (0..1 << 15).map(|number| (number << 17, 16, 3)).collect();
+    let halves: Vec<Said<u32>> =
+        (0..1 << 15).map(|number| (number << 17 | 1 << 16, 17, 3)).collect();
+    let said = [said, halves].concat();
+    let memory = table(v4_ranges(&said), Ranges::default());
+    assert_eq!(memory.0[V4_FILTER as usize][5], 1 << 44, "the key itself is the number of the bit");
+    for (family, address) in drawn(20_000).map(|drawn| (Family::V4, v4_bytes(drawn as u32))) {
+        let is_said = address[1] & 1 == 0 || address[2] < 128;
+        assert_eq!(find(&memory, family, &address), value(if is_said { 3 } else { 0 }));
+    }
+}
+
 #[test]
 fn ranges_say_nothing_twice() {
     let ranges = v4_ranges(&[(0x0a00_0000, 8, 1), (0x0a01_0000, 16, 1), (0x0b00_0000, 8, 1)]);
@@ -272,6 +384,7 @@ fn ranges_say_nothing_twice() {
 #[test]
 fn numbers_are_pinned() {
     assert_eq!([V4_ROOT, V6_ROOT, ROOT_LINES], [0, 256, 256]);
+    assert_eq!([V4_FILTER, V6_FILTER], [512, 513]);
     assert_eq!(
         [LINES_PER_PAGE, PAGES_PER_CHUNK, LINES_PER_CHUNK, MAX_CHUNKS],
         [64, 512, 32_768, 128]
