@@ -23,6 +23,8 @@ pub enum Filter {
     Nothing,
     /// A program that gives every packet this answer.
     Bare(Place, i32),
+    /// An XDP program that drops what is to the guarded port of an IPv4 header without options, and passes all else.
+    BarePort,
     /// Of xdp-tools. It can't say "all but these prefixes": it drops the port for everyone.
     XdpFilter,
     /// With these lines of configuration before its rules.
@@ -156,6 +158,10 @@ impl Filter {
             Self::Nothing => {}
             Self::Bare(place, answer) => {
                 let bare = Foreign::uncounted(&lab.server, "eth0", place, answer);
+                return bare.map(Installed::Bare).context("a bare program can't be attached");
+            }
+            Self::BarePort => {
+                let bare = Foreign::dropping(&lab.server, "eth0", OLLAMA);
                 return bare.map(Installed::Bare).context("a bare program can't be attached");
             }
             Self::XdpFilter => {

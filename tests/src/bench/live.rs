@@ -29,6 +29,10 @@ pub const TCX_NEXT: i32 = -1;
 /// What all others are compared with.
 pub const BARE: &str = "bare XDP_DROP";
 
+/// What looks for no more than the port. A bare program never touches a packet, whose bytes lie in the sender's cache: to fetch
+/// them is what any filter pays.
+pub const BARE_PORT: &str = "bare XDP, drops the port";
+
 /// A share of packets that may be others: neighbours that look for each other.
 const LEAKAGE: f64 = 0.01;
 
@@ -122,6 +126,7 @@ fn scenes(is_quick: bool) -> Vec<Scene> {
     let mut scenes = vec![
         scene("no filter", Filter::Nothing, None, &[ONE, MANY, ONE_V6, ONE_UDP]),
         scene(BARE, Filter::Bare(Place::XdpNative, XDP_DROP), None, &ALL_TRAFFIC),
+        scene(BARE_PORT, Filter::BarePort, None, &both),
         scene("bare XDP_PASS", Filter::Bare(Place::XdpNative, XDP_PASS), None, &both),
         scene("bare XDP_DROP, generic", Filter::Bare(Place::XdpGeneric, XDP_DROP), None, &both),
         scene("bare TCX drop", Filter::Bare(Place::Tcx, TCX_DROP), None, &both),

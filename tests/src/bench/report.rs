@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::{
     facts::Facts,
     figures::{Comparison, Measured, Part, Results, Spread, compare},
-    live::{self, BARE},
+    live::{self, BARE, BARE_PORT},
     load, memory, talk, testrun,
 };
 
@@ -192,6 +192,12 @@ fn questions() -> Vec<Question> {
     let (one, many) = (live::ONE, live::MANY);
     vec![
         ratio(
+            "A program that only looks for the port, one source, beside bare XDP_DROP",
+            one,
+            BARE_PORT,
+            BARE,
+        ),
+        ratio(
             "XDP drop, one source, 10k dense, beside bare XDP_DROP",
             one,
             "guard XDP, 10k dense",
@@ -210,6 +216,12 @@ fn questions() -> Vec<Question> {
             BARE,
         ),
         ratio(
+            "XDP drop, one source, 1M spread, beside the same with 10",
+            one,
+            "guard XDP, 1M spread",
+            "guard XDP, 10 spread",
+        ),
+        ratio(
             "XDP drop, 64k sources, 10k dense, beside bare XDP_DROP",
             many,
             "guard XDP, 10k dense",
@@ -219,6 +231,12 @@ fn questions() -> Vec<Question> {
             "XDP drop, 64k sources, 10k spread, beside bare XDP_DROP",
             many,
             "guard XDP, 10k spread",
+            BARE,
+        ),
+        ratio(
+            "XDP drop, 64k sources, 100k dense, beside bare XDP_DROP",
+            many,
+            "guard XDP, 100k dense",
             BARE,
         ),
         ratio(
@@ -270,6 +288,12 @@ fn questions() -> Vec<Question> {
             "guard XDP, 10k spread",
         ),
         ratio(
+            "nft netdev ingress beside guard XDP, 64k sources, 100k dense",
+            many,
+            "nft netdev ingress, 100k dense",
+            "guard XDP, 100k dense",
+        ),
+        ratio(
             "nft netdev ingress beside guard XDP, 64k sources, 1M dense",
             many,
             "nft netdev ingress, 1M dense",
@@ -310,6 +334,12 @@ fn questions() -> Vec<Question> {
             comparison: Ratio,
             this: flood(live::MANY_V6, "guard XDP, 10k mixed IPv6"),
             that: flood(many, "guard XDP, 10k spread"),
+        },
+        Question {
+            text: "IPv6 beside IPv4, XDP, 64k sources, 100k mixed",
+            comparison: Ratio,
+            this: flood(live::MANY_V6, "guard XDP, 100k mixed IPv6"),
+            that: flood(many, "guard XDP, 100k mixed"),
         },
         Question {
             text: "IPv6 beside IPv4, XDP, 64k sources, 1M mixed",
