@@ -93,6 +93,25 @@ impl Packet {
         port: 0,
         tcp_flags: 0,
     };
+
+    /// Sets the family and both addresses, which stand in the header one behind the other.
+    ///
+    /// Each address is stored as whole words. A processor that loads a word of which it has just stored a part waits until all
+    /// before that store is done, a packet's first bytes from another processor's cache among it.
+    #[inline(always)]
+    pub const fn set_ipv4(&mut self, [a, b, c, d, e, f, g, h]: [u8; 8]) {
+        self.family = Family::V4;
+        self.source = (u32::from_le_bytes([a, b, c, d]) as u128).to_le_bytes();
+        self.destination = (u32::from_le_bytes([e, f, g, h]) as u128).to_le_bytes();
+    }
+
+    /// The same for IPv6.
+    #[inline(always)]
+    pub fn set_ipv6(&mut self, addresses: &[u8; 32]) {
+        self.family = Family::V6;
+        self.source.copy_from_slice(&addresses[..16]);
+        self.destination.copy_from_slice(&addresses[16..]);
+    }
 }
 
 /// What parsing came to.

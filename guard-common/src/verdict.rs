@@ -148,7 +148,7 @@ pub fn is_to_another_port(
     matches!(outcome, Outcome::Whole | Outcome::Broken) && !may_guard(packet.protocol, packet.port)
 }
 
-/// Judges a packet that arrives by an outside interface.
+/// Judges a packet that arrives by an outside interface and is not [to another port](is_to_another_port).
 #[inline(always)]
 pub fn from_outside<P: Rules>(outcome: Outcome, packet: &Packet, policy: &P) -> Decision {
     match outcome {
@@ -157,10 +157,7 @@ pub fn from_outside<P: Rules>(outcome: Outcome, packet: &Packet, policy: &P) -> 
             if let Some(decision) = remembered(outcome, packet, 0, policy) {
                 return decision;
             }
-            let Some(port) = guarded_port(packet, packet.port, policy) else {
-                return Decision::NotOurs;
-            };
-            kept(decided(outcome, packet, port, policy), packet, 0, policy)
+            kept(decided(outcome, packet, policy), packet, 0, policy)
         }
         Outcome::Undecidable(known) | Outcome::LaterFragment(known) => {
             undecided(Reason::Undecidable, known, packet, policy)
@@ -169,7 +166,8 @@ pub fn from_outside<P: Rules>(outcome: Outcome, packet: &Packet, policy: &P) -> 
     }
 }
 
-/// Judges a packet that came from outside and leaves for a guest of this host, behind NAT.
+/// Judges a packet that came from outside and leaves for a guest of this host, behind NAT, and is not
+/// [to another port](is_to_another_port).
 ///
 /// No guest has a source of this host's from outside: NAT has put it there in place of the real one. What can't be decided is
 /// stopped, whether or not there is a backstop, since a virtual machine has no socket here. A later fragment is no
@@ -182,9 +180,6 @@ pub fn at_edge<P: Rules>(outcome: Outcome, packet: &Packet, policy: &P) -> Decis
             if let Some(decision) = remembered(outcome, packet, 0, policy) {
                 return decision;
             }
-            let Some(port) = guarded_port(packet, packet.port, policy) else {
-                return Decision::NotOurs;
-            };
             let source = policy.lookup(packet.family, &packet.source);
             if source.is_local() {
                 return stopped(Reason::Laundered, policy);
@@ -195,7 +190,7 @@ pub fn at_edge<P: Rules>(outcome: Outcome, packet: &Packet, policy: &P) -> Decis
             if matches!(outcome, Outcome::Broken) {
                 return stopped(Reason::Malformed, policy);
             }
-            return kept(by_ruling(policy.ruling(packet, source, port), policy), packet, 0, policy);
+            return kept(by_rules(packet, source, policy), packet, 0, policy);
         }
         Outcome::Undecidable(known) => (Reason::Undecidable, known),
         Outcome::Malformed(known) => (Reason::Malformed, known),
@@ -222,7 +217,7 @@ pub fn at_socket<P: Rules>(packet: &Packet, socket_port: u16, policy: &P) -> Dec
 fn by_both_ports<P: Rules>(packet: &Packet, socket_port: u16, policy: &P) -> Decision {
     // Numbers all the way, for kernel 5.10 refuses a program that keeps what it has not set.
     const NONE: PortIndex = PortIndex::MAX;
-    let index = |port| guarded_port(packet, port, policy).unwrap_or(NONE);
+    let index = |port| policy.guarded(packet.protocol, port).unwrap_or(NONE);
     let by_socket = index(socket_port);
     let by_packet = if packet.port == socket_port { by_socket } else { index(packet.port) };
     let first = if by_socket == NONE { by_packet } else { by_socket };
@@ -275,14 +270,9 @@ fn kept<P: Rules>(decision: Decision, packet: &Packet, socket_port: u16, policy:
     decision
 }
 
-#[inline(always)]
-fn guarded_port<P: Rules>(packet: &Packet, port: u16, policy: &P) -> Option<PortIndex> {
-    policy.guarded(packet.protocol, port)
-}
-
 /// A packet to a guarded port.
 #[inline(always)]
-fn decided<P: Rules>(outcome: Outcome, packet: &Packet, port: PortIndex, policy: &P) -> Decision {
+fn decided<P: Rules>(outcome: Outcome, packet: &Packet, policy: &P) -> Decision {
     let source = match by_addresses(packet, policy) {
         Ok(source) => source,
         Err(decision) => return decision,
@@ -290,7 +280,20 @@ fn decided<P: Rules>(outcome: Outcome, packet: &Packet, port: PortIndex, policy:
     if matches!(outcome, Outcome::Broken) {
         return stopped(Reason::Malformed, policy);
     }
-    by_ruling(policy.ruling(packet, source, port), policy)
+    by_rules(packet, source, policy)
+}
+
+/// What the rules make of a source at the packet's port.
+#[inline(always)]
+fn by_rules<P: Rules>(packet: &Packet, source: SourceValue, policy: &P) -> Decision {
+    // Most who try: of such a one it does not matter at which port.
+    if source.has_no_rule() {
+        return stopped(Reason::NoRule, policy);
+    }
+    match policy.guarded(packet.protocol, packet.port) {
+        Some(port) => by_ruling(policy.ruling(packet, source, port), policy),
+        None => Decision::NotOurs,
+    }
 }
 
 /// A packet that can't be read to its ports: the backstop's business where there is one.

@@ -231,15 +231,15 @@ impl Lines for SourceTable {
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn find_v4(slot: u32, address: u32) -> u32 {
-    let found = SourceTable::of(slot).map(|table| sources::find_v4(&table, address));
+extern "C" fn walk_v4(slot: u32, address: u32) -> u32 {
+    let found = SourceTable::of(slot).and_then(|table| sources::walk_v4(&table, address));
     found.map_or(0, |value| value.number().into())
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn find_v6(slot: u32, high: u64, low: u64) -> u32 {
-    let found = SourceTable::of(slot).map(|table| sources::find_v6(&table, high, low));
+extern "C" fn walk_v6(slot: u32, high: u64, low: u64) -> u32 {
+    let found = SourceTable::of(slot).and_then(|table| sources::walk_v6(&table, high, low));
     found.map_or(0, |value| value.number().into())
 }
 
@@ -260,11 +260,24 @@ impl Rules for InForce {
 
     #[inline(always)]
     fn lookup(&self, family: Family, address: &AddressBytes) -> SourceValue {
+        let Some(table) = SourceTable::of(self.slot) else { return SourceValue::default() };
+        // The filter is asked in line: it knows most of a flood, and a call costs more than that.
         let number = match family {
-            Family::V4 => find_v4(self.slot, sources::v4_number(address)),
+            Family::V4 => {
+                let address = sources::v4_number(address);
+                if sources::may_be_said_v4(&table, address) {
+                    walk_v4(self.slot, address)
+                } else {
+                    0
+                }
+            }
             Family::V6 => {
                 let (high, low) = sources::v6_numbers(address);
-                find_v6(self.slot, high, low)
+                if sources::may_be_said_v6(&table, high) {
+                    walk_v6(self.slot, high, low)
+                } else {
+                    0
+                }
             }
         };
         SourceValue::from_number(number as u16)

@@ -28,6 +28,7 @@ use guard_common::{
     model,
     packet::{Outcome, Packet, Protocol},
     parse::{self, ETHERNET_BYTES},
+    rules::Rules as _,
     verdict::{self, Decision, Hook, Reason, Verdict},
 };
 use guard_tests::{
@@ -275,6 +276,12 @@ impl Model {
         };
         let decision = self.decide(&packet, place, |about| match hook {
             Hook::Cgroup => verdict::at_socket(&packet, 0, about),
+            _ if verdict::is_to_another_port(outcome, &packet, |protocol, port| {
+                about.guarded(protocol, port).is_some()
+            }) =>
+            {
+                Decision::NotOurs
+            }
             Hook::Edge => verdict::at_edge(outcome, &packet, about),
             Hook::Xdp | Hook::Tcx => verdict::from_outside(outcome, &packet, about),
         });

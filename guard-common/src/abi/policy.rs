@@ -129,6 +129,13 @@ impl SourceValue {
         (self.0 >> Self::FLAG_BITS) as u32
     }
 
+    /// Whether it is row 0, which holds "no rule" for every port.
+    #[inline(always)]
+    #[must_use]
+    pub const fn has_no_rule(self) -> bool {
+        self.row() == 0
+    }
+
     #[inline(always)]
     #[must_use]
     pub const fn is_local(self) -> bool {

@@ -1,7 +1,7 @@
 //! The IPv4 header (RFC 791).
 
 use crate::{
-    packet::{Family, Known, Outcome, Packet, Protocol},
+    packet::{Known, Outcome, Packet, Protocol},
     parse::Next,
     reader::Reader,
 };
@@ -18,10 +18,9 @@ pub(super) fn read<R: Reader + ?Sized>(reader: &R, offset: usize, packet: &mut P
     let Some(protocol) = Protocol::from_number(header[9]) else {
         return Next::End(Outcome::NotOurs);
     };
-    packet.family = Family::V4;
     packet.protocol = protocol;
-    packet.source[..4].copy_from_slice(&header[12..16]);
-    packet.destination[..4].copy_from_slice(&header[16..20]);
+    let [.., a, b, c, d, e, f, g, h] = header;
+    packet.set_ipv4([a, b, c, d, e, f, g, h]);
 
     let header_words = usize::from(header[0] & 0x0f);
     if header[0] >> 4 != 4 || header_words < HEADER_BYTES / 4 {

@@ -2,7 +2,7 @@
 
 use super::{ETHERNET_BYTES, ethertype, transport};
 use crate::{
-    packet::{Family, Known, Outcome, Packet, Protocol},
+    packet::{Known, Outcome, Packet, Protocol},
     reader::Reader,
 };
 
@@ -64,16 +64,10 @@ fn read_frame<R: Reader + ?Sized>(
 ) -> Option<Outcome> {
     packet.protocol = protocol;
     let transport = if ether_type(reader)? == ethertype::IPV4 {
-        let addresses = reader.read::<8>(ETHERNET_BYTES + 12)?;
-        packet.family = Family::V4;
-        packet.source[..4].copy_from_slice(&addresses[..4]);
-        packet.destination[..4].copy_from_slice(&addresses[4..]);
+        packet.set_ipv4(reader.read::<8>(ETHERNET_BYTES + 12)?);
         ETHERNET_BYTES + 20
     } else {
-        let addresses = reader.read::<32>(ETHERNET_BYTES + 8)?;
-        packet.family = Family::V6;
-        packet.source.copy_from_slice(&addresses[..16]);
-        packet.destination.copy_from_slice(&addresses[16..]);
+        packet.set_ipv6(&reader.read::<32>(ETHERNET_BYTES + 8)?);
         ETHERNET_BYTES + 40
     };
     Some(transport::read(reader, transport, false, packet))

@@ -1,7 +1,7 @@
 //! What a hook at the socket reads: the kernel's own parser has been there before it.
 
 use crate::{
-    packet::{Family, Outcome, Packet, Protocol},
+    packet::{Outcome, Packet, Protocol},
     parse::{ethertype, network},
     reader::Reader,
 };
@@ -25,19 +25,9 @@ pub fn at_socket<R: Reader + ?Sized>(reader: &R, protocol: Protocol, packet: &mu
 
 #[inline(always)]
 fn addresses<R: Reader + ?Sized>(reader: &R, is_ipv4: bool, packet: &mut Packet) {
-    packet.source = [0; 16];
-    packet.destination = [0; 16];
     if is_ipv4 {
-        packet.family = Family::V4;
-        if let Some(both) = reader.read::<8>(12) {
-            packet.source[..4].copy_from_slice(&both[..4]);
-            packet.destination[..4].copy_from_slice(&both[4..]);
-        }
+        packet.set_ipv4(reader.read::<8>(12).unwrap_or_default());
     } else {
-        packet.family = Family::V6;
-        if let Some(both) = reader.read::<32>(8) {
-            packet.source.copy_from_slice(&both[..16]);
-            packet.destination.copy_from_slice(&both[16..]);
-        }
+        packet.set_ipv6(&reader.read::<32>(8).unwrap_or_default());
     }
 }

@@ -106,12 +106,16 @@ pub trait Lines {
 #[inline(always)]
 pub fn find<L: Lines>(lines: &L, family: Family, address: &AddressBytes) -> SourceValue {
     match family {
-        Family::V4 => find_v4(lines, v4_number(address)),
+        Family::V4 => {
+            let address = v4_number(address);
+            if may_be_said_v4(lines, address) { walk_v4(lines, address) } else { None }
+        }
         Family::V6 => {
             let (high, low) = v6_numbers(address);
-            find_v6(lines, high, low)
+            if may_be_said_v6(lines, high) { walk_v6(lines, high, low) } else { None }
         }
     }
+    .unwrap_or_default()
 }
 
 /// An IPv4 address as a number.
@@ -130,22 +134,16 @@ pub fn v6_numbers(address: &AddressBytes) -> (u64, u64) {
     ((both >> 64) as u64, both as u64)
 }
 
-/// [`find`] for an IPv4 address.
+/// Asks the filter: whether [`walk_v4`] may come to another answer than the default.
 #[inline(always)]
-pub fn find_v4<L: Lines>(lines: &L, address: u32) -> SourceValue {
-    if !may_be_said(lines, V4_FILTER, address >> 24, address.into()) {
-        return SourceValue::default();
-    }
-    walk_v4(lines, address).unwrap_or_default()
+pub fn may_be_said_v4<L: Lines>(lines: &L, address: u32) -> bool {
+    may_be_said(lines, V4_FILTER, address >> 24, address.into())
 }
 
-/// [`find`] for an IPv6 address.
+/// Asks the filter: whether [`walk_v6`] may come to another answer than the default.
 #[inline(always)]
-pub fn find_v6<L: Lines>(lines: &L, high: u64, low: u64) -> SourceValue {
-    if !may_be_said(lines, V6_FILTER, (high >> 56) as u32, high) {
-        return SourceValue::default();
-    }
-    walk_v6(lines, high, low).unwrap_or_default()
+pub fn may_be_said_v6<L: Lines>(lines: &L, high: u64) -> bool {
+    may_be_said(lines, V6_FILTER, (high >> 56) as u32, high)
 }
 
 /// Whether something may be said of an address with these first eight bits, which begins with this number.
@@ -193,8 +191,9 @@ impl Asked {
     }
 }
 
+/// What the table says of an IPv4 address, whatever its filter says. `None`, where a line is missing, is the default too.
 #[inline(always)]
-fn walk_v4<L: Lines>(lines: &L, address: u32) -> Option<SourceValue> {
+pub fn walk_v4<L: Lines>(lines: &L, address: u32) -> Option<SourceValue> {
     let mut entry = near_entry(lines, V4_ROOT + (address >> 24), address >> 16 & 0xff)?;
     if entry & NODE == 0 {
         return Some(answer(entry));
@@ -221,8 +220,9 @@ fn walk_v4<L: Lines>(lines: &L, address: u32) -> Option<SourceValue> {
     Some(SourceValue::from_number((word >> ((run & 3) * 16)) as u16))
 }
 
+/// [`walk_v4`] for IPv6.
 #[inline(always)]
-fn walk_v6<L: Lines>(lines: &L, high: u64, low: u64) -> Option<SourceValue> {
+pub fn walk_v6<L: Lines>(lines: &L, high: u64, low: u64) -> Option<SourceValue> {
     let mut entry = near_entry(lines, V6_ROOT + (high >> 56) as u32, (high >> 48) as u32 & 0xff)?;
     for _ in 0..MAX_V6_NODES {
         if entry & NODE == 0 {

@@ -112,11 +112,29 @@ impl Host {
 }
 
 fn outside(outcome: Outcome, packet: &Packet, policy: &Policy<'_>) -> Decision {
-    from_outside(outcome, packet, &policy.about(packet))
+    outside_of(outcome, packet, &policy.about(packet))
+}
+
+/// What a hook of a NIC makes of a packet: it asks for the port first.
+fn outside_of<P: Rules>(outcome: Outcome, packet: &Packet, rules: &P) -> Decision {
+    if is_to_another_port(outcome, packet, |protocol, port| rules.guarded(protocol, port).is_some())
+    {
+        return Decision::NotOurs;
+    }
+    from_outside(outcome, packet, rules)
 }
 
 fn edge(outcome: Outcome, packet: &Packet, policy: &Policy<'_>) -> Decision {
-    at_edge(outcome, packet, &policy.about(packet))
+    edge_of(outcome, packet, &policy.about(packet))
+}
+
+/// [`outside_of`] at an edge.
+fn edge_of<P: Rules>(outcome: Outcome, packet: &Packet, rules: &P) -> Decision {
+    if is_to_another_port(outcome, packet, |protocol, port| rules.guarded(protocol, port).is_some())
+    {
+        return Decision::NotOurs;
+    }
+    at_edge(outcome, packet, rules)
 }
 
 fn socket(packet: &Packet, socket_port: u16, policy: &Policy<'_>) -> Decision {
@@ -944,11 +962,11 @@ proptest! {
             let packet = Packet { tcp_flags: *tcp_flags, ..*packet };
             let with = |policy, hook| Remembering { about: policy, hook, memory: &memory };
             prop_assert_eq!(
-                from_outside(*outcome, &packet, &with(policy.about(&packet), Hook::Tcx)),
+                outside_of(*outcome, &packet, &with(policy.about(&packet), Hook::Tcx)),
                 outside(*outcome, &packet, &policy)
             );
             prop_assert_eq!(
-                at_edge(*outcome, &packet, &with(policy.about(&packet), Hook::Edge)),
+                edge_of(*outcome, &packet, &with(policy.about(&packet), Hook::Edge)),
                 edge(*outcome, &packet, &policy)
             );
             prop_assert_eq!(
