@@ -99,10 +99,11 @@ impl Packet {
     /// Each address is stored as whole words. A processor that loads a word of which it has just stored a part waits until all
     /// before that store is done, a packet's first bytes from another processor's cache among it.
     #[inline(always)]
-    pub const fn set_ipv4(&mut self, [a, b, c, d, e, f, g, h]: [u8; 8]) {
+    pub const fn set_ipv4(&mut self, addresses: [u8; 8]) {
+        let both = u64::from_le_bytes(addresses);
         self.family = Family::V4;
-        self.source = (u32::from_le_bytes([a, b, c, d]) as u128).to_le_bytes();
-        self.destination = (u32::from_le_bytes([e, f, g, h]) as u128).to_le_bytes();
+        self.source = ((both & 0xffff_ffff) as u128).to_le_bytes();
+        self.destination = ((both >> 32) as u128).to_le_bytes();
     }
 
     /// The same for IPv6.

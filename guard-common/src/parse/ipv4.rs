@@ -19,8 +19,7 @@ pub(super) fn read<R: Reader + ?Sized>(reader: &R, offset: usize, packet: &mut P
         return Next::End(Outcome::NotOurs);
     };
     packet.protocol = protocol;
-    let [.., a, b, c, d, e, f, g, h] = header;
-    packet.set_ipv4([a, b, c, d, e, f, g, h]);
+    packet.set_ipv4(header.last_chunk().copied().unwrap_or_default());
 
     let header_words = usize::from(header[0] & 0x0f);
     if header[0] >> 4 != 4 || header_words < HEADER_BYTES / 4 {

@@ -1,7 +1,7 @@
 //! The IPv6 header and its extension headers (RFC 8200).
 
 use crate::{
-    packet::{Family, Known, Outcome, Packet, Protocol},
+    packet::{Known, Outcome, Packet, Protocol},
     parse::Next,
     reader::Reader,
 };
@@ -28,9 +28,7 @@ pub(super) fn read<R: Reader + ?Sized>(reader: &R, offset: usize, packet: &mut P
     let Some(header) = reader.read::<HEADER_BYTES>(offset) else {
         return Next::End(Outcome::Undecidable(Known::Nothing));
     };
-    packet.family = Family::V6;
-    packet.source.copy_from_slice(&header[8..24]);
-    packet.destination.copy_from_slice(&header[24..40]);
+    packet.set_ipv6(header.last_chunk().unwrap_or(&[0; 32]));
     if header[0] >> 4 != 6 {
         return Next::End(Outcome::Malformed(Known::Addresses));
     }

@@ -40,6 +40,8 @@ const SOURCE_PORT: u16 = 40_000;
 pub enum Transport {
     /// The first packet of a connection.
     Syn,
+    /// One of those that follow.
+    Ack,
     Udp,
 }
 
@@ -199,7 +201,7 @@ fn transport_checksum(family: Family, transport: Transport) -> usize {
     };
     transport_header
         + match transport {
-            Transport::Syn => 16,
+            Transport::Syn | Transport::Ack => 16,
             Transport::Udp => 6,
         }
 }
@@ -219,6 +221,9 @@ pub fn frame(source: IpAddr, to: SocketAddr, transport: Transport) -> Result<Vec
     let mut bytes = Cursor::new(Vec::new());
     match transport {
         Transport::Syn => ip.tcp(SOURCE_PORT, to.port(), 1, 64_240).syn().write(&mut bytes, &[])?,
+        Transport::Ack => {
+            ip.tcp(SOURCE_PORT, to.port(), 1, 64_240).ack(1).write(&mut bytes, &[])?
+        }
         // As long as the other, so that both fit one program.
         Transport::Udp => ip.udp(SOURCE_PORT, to.port()).write(&mut bytes, &[0; 12])?,
     }
@@ -284,7 +289,7 @@ mod tests {
             Ipv4Addr::new(11, 255, 0, 1).into(),
             "2a00:1450:4001::200e".parse().unwrap(),
         ];
-        for transport in [Transport::Syn, Transport::Udp] {
+        for transport in [Transport::Syn, Transport::Ack, Transport::Udp] {
             for source in sources {
                 let (family, to) = match source {
                     IpAddr::V4(_) => (Family::V4, SERVER.v4_at(11434)),
@@ -318,7 +323,7 @@ mod tests {
         for (family, to, length) in
             [(Family::V4, SERVER.v4_at(1), 60), (Family::V6, SERVER.v6_at(1), 74)]
         {
-            for transport in [Transport::Syn, Transport::Udp] {
+            for transport in [Transport::Syn, Transport::Ack, Transport::Udp] {
                 assert_eq!(frame(unspecified(family), to, transport).unwrap().len(), length);
             }
         }

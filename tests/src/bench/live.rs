@@ -64,6 +64,7 @@ impl Traffic {
         };
         let transport = match self.transport {
             Transport::Syn => "TCP SYN",
+            Transport::Ack => "TCP ACK",
             Transport::Udp => "UDP",
         };
         format!("{} {transport}, {sources}", self.family)

@@ -136,6 +136,7 @@ fn bases(results: &Results) -> Vec<String> {
     let shown = [
         (Part::Testrun, testrun::OTHER_PORT),
         (Part::Testrun, testrun::ALLOWED),
+        (Part::Testrun, testrun::FLOW),
         (Part::Testrun, testrun::DROPPED),
         (Part::Load, load::FROM_FILE),
         (Part::Load, load::START),

@@ -36,6 +36,7 @@ const CGROUP_PASS: i32 = 1;
 
 pub const OTHER_PORT: &str = "a packet to an unguarded port";
 pub const ALLOWED: &str = "an allowed source";
+pub const FLOW: &str = "a flow of an allowed source";
 pub const DROPPED: &str = "a source that is not allowed";
 
 /// Which of guard's programs.
@@ -97,6 +98,7 @@ struct Question {
     /// The first of the list, or one outside of it.
     is_allowed: bool,
     port: u16,
+    transport: Transport,
     /// Whether guard takes it for a packet; asked only, it neither counts nor reports, but writes its answer down.
     is_counted: bool,
     answer: i32,
@@ -109,6 +111,7 @@ impl Question {
             hook,
             is_allowed: port == OLLAMA,
             port,
+            transport: Transport::Syn,
             is_counted: true,
             answer: hook.pass(),
         }
@@ -116,7 +119,8 @@ impl Question {
 
     const fn drops() -> Self {
         let (hook, port, answer) = (Hook::Xdp, OLLAMA, XDP_DROP);
-        Self { group: DROPPED, hook, is_allowed: false, port, is_counted: true, answer }
+        let transport = Transport::Syn;
+        Self { group: DROPPED, hook, is_allowed: false, port, transport, is_counted: true, answer }
     }
 
     fn case(&self, list: ListId) -> String {
@@ -145,7 +149,8 @@ fn subjects(is_quick: bool) -> Vec<Subject> {
     };
     let allowed = Question::passes(ALLOWED, Hook::Xdp, OLLAMA);
     let dropped = Question::drops();
-    let xdp = [allowed, dropped];
+    let flow = Question { group: FLOW, transport: Transport::Ack, ..allowed };
+    let xdp = [allowed, flow, dropped];
     let other = |hook| Question::passes(OTHER_PORT, hook, OTHER);
     let mut subjects = vec![
         of(
@@ -156,13 +161,14 @@ fn subjects(is_quick: bool) -> Vec<Subject> {
                 other(Hook::Edge),
                 other(Hook::Cgroup),
                 allowed,
+                flow,
                 dropped,
                 Question { is_counted: false, ..dropped },
             ],
         ),
         of(Attach::Tcx, ten_k, &[other(Hook::Tcx), Question::passes(ALLOWED, Hook::Tcx, OLLAMA)]),
         of(Attach::Native, v4(Spread, 10), &xdp),
-        of(Attach::Native, v6(10_000), &[other(Hook::Xdp), allowed, dropped]),
+        of(Attach::Native, v6(10_000), &[other(Hook::Xdp), allowed, flow, dropped]),
     ];
     if !is_quick {
         for size in [100_000, 1_000_000] {
@@ -282,7 +288,7 @@ fn prepare<'lab>(lab: &'lab Lab, list: &List, question: &Question) -> Result<Cas
         Family::V4 => SERVER.v4_at(question.port),
         Family::V6 => SERVER.v6_at(question.port),
     };
-    let frame = frame(source, to, Transport::Syn)?;
+    let frame = frame(source, to, question.transport)?;
     let index = if question.is_counted { lab.server.index_of("eth0") } else { LOOPBACK };
     let context = match hook {
         Hook::Xdp => xdp_context(&frame, index),
