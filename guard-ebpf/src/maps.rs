@@ -11,12 +11,12 @@ use aya_ebpf::{
 };
 use guard_common::{
     abi::{
-        Budget, Counter, EVENT_RING_BYTES, EventCounter, Explained, FLAG_BACKSTOP, FLAG_FORWARDED,
-        FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, FLAG_REJECT, FlowKey, Here, InsideKey, LOOPBACK_IFINDEX,
-        Ladder, MAX_INSIDE, MAX_LADDERS, MAX_PASSED, MAX_TALLIES, MAX_VIA_INDICES, MAX_VOUCHED,
-        NO_END, POLICY_SLOTS, PORT_WORDS, Passed, PolicyHeader, PortIndex, PortIndices, Ruling,
-        Sampler, SourceValue, Tally, TallyKey, VOUCH_INTERVAL_NS, VOUCH_SPAN_NS, ViaKey, budget,
-        counter_slots, port_index, port_word,
+        BIND_RING_BYTES, Budget, Counter, EVENT_RING_BYTES, EventCounter, Explained, FLAG_BACKSTOP,
+        FLAG_FORWARDED, FLAG_GUARDS_TCP, FLAG_GUARDS_UDP, FLAG_REJECT, FlowKey, Here, InsideKey,
+        LOOPBACK_IFINDEX, Ladder, MAX_INSIDE, MAX_LADDERS, MAX_PASSED, MAX_TALLIES,
+        MAX_VIA_INDICES, MAX_VOUCHED, NO_END, POLICY_SLOTS, PORT_WORDS, Passed, PolicyHeader,
+        PortIndex, PortIndices, Ruling, Sampler, SourceValue, Tally, TallyKey, VOUCH_INTERVAL_NS,
+        VOUCH_SPAN_NS, ViaKey, budget, counter_slots, port_index, port_word,
     },
     packet::{AddressBytes, Family, Packet, Protocol},
     rules::Rules,
@@ -61,6 +61,8 @@ pub static SAMPLERS: PerCpuArray<Sampler> =
 pub static BUDGET: PerCpuArray<Budget> = PerCpuArray::with_max_entries(budget::COUNT, 0);
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(EVENT_RING_BYTES, 0);
+#[map]
+pub static BINDS: RingBuf = RingBuf::with_byte_size(BIND_RING_BYTES, 0);
 #[map]
 pub static EXPLAINED: Array<Explained> = Array::with_max_entries(1, 0);
 

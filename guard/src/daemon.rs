@@ -13,7 +13,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
     task::{JoinSet, spawn_blocking},
-    time::sleep,
+    time::{sleep, timeout},
 };
 
 use crate::{
@@ -24,17 +24,27 @@ use crate::{
     events::{self, BootClock, Hub},
     follow,
     host::{forwarders::Watch, netlink},
-    kernel::{KernelError, lock::Lock, probe, ring::EventRing},
+    kernel::{KernelError, binds::Binds, lock::Lock, probe, ring::EventRing},
     output, startup,
     state::RunFlags,
 };
 
-/// Ends are looked for at least this often: they are in boot time, which goes on while the machine is suspended, and timers do
+/// While one is to come, ends are looked for at least this often: they are in boot time, which goes on while the machine is suspended, and timers do
 /// not.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// How often published ports are looked for: how long one may stay open.
+/// How often published ports are looked for where something may have changed: how long one may stay open.
 const LOOK_FOR_PUBLISHED: Duration = Duration::from_secs(1);
+
+/// How long after a socket was bound one looks for the first time: it is to listen by then, and what it is to be told from is to
+/// run.
+const AFTER_A_BIND: Duration = Duration::from_millis(50);
+
+/// How often one looks after a socket was bound.
+const LOOKS_AFTER_A_BIND: u32 = 5;
+
+/// How often published ports are looked for where nothing has been bound.
+const LOOK_ANYWAY: Duration = Duration::from_mins(1);
 
 /// How long attempts gather once some have been read. The kernel wakes a reader that has read all there is
 /// (`bpf_ringbuf_commit` in `kernel/bpf/ringbuf.c`): in a flood that would be with each of them.
@@ -63,7 +73,8 @@ pub fn run(place: &Place, flags: RunFlags, yes: bool) -> Result<(), Failure> {
         // Only now can the next command that the message names be carried out.
         output::print(&startup::render(&message, &output::view_of(&io::stdout())))?;
         let engine = Arc::new(Mutex::new(engine));
-        serve(listener, engine, ring).await
+        let binds = lock(&engine).follow_binds();
+        serve(listener, engine, ring, binds).await
     })?;
     match ended {
         Ended::Lifted => log::info!("lifted: nothing is guarded any more"),
@@ -96,6 +107,7 @@ async fn serve(
     listener: tokio::net::UnixListener,
     engine: Arc<Mutex<Engine>>,
     ring: EventRing,
+    binds: Option<Binds>,
 ) -> Result<Ended, Failure> {
     let cannot = |error: io::Error| system("the daemon could not be started", &error);
     let (stop, mut stopped) = watch::channel(false);
@@ -108,7 +120,14 @@ async fn serve(
     tasks.spawn(report_attempts(ring, hub));
     tasks.spawn(follow_network(engine.clone()));
     tasks.spawn(cut_at_ends(engine.clone()));
-    tasks.spawn(follow_published(engine.clone()));
+    let binds = match binds {
+        // SAFETY: they own their ring's descriptor, which is the same and open as long as they live.
+        Some(binds) => unsafe { AsyncFd::register_with_interest(binds, Interest::READABLE) }
+            .map(Some)
+            .map_err(|error| cannot(error.into()))?,
+        None => None,
+    };
+    tasks.spawn(follow_published(engine.clone(), binds));
     tasks.spawn(reload_on_hangup(engine, signal(SignalKind::hangup()).map_err(cannot)?));
 
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
@@ -183,21 +202,27 @@ async fn cut_at_ends(engine: Arc<Mutex<Engine>>) {
     let mut since_ns = probe::boot_ns();
     loop {
         let asked = engine.clone();
-        let mut pause = LONGEST_PAUSE;
+        let mut pause = None;
         match spawn_blocking(move || lock(&asked).cut_ended(since_ns)).await {
             Ok(Ok(ended)) => {
                 ended.notes.iter().for_each(|note| log::info!("{note}"));
                 since_ns = ended.until_ns;
                 if let Some(next_ns) = ended.next_ns {
                     let left_ns = next_ns.saturating_sub(probe::boot_ns());
-                    pause = pause.min(Duration::from_nanos(left_ns));
+                    pause = Some(LONGEST_PAUSE.min(Duration::from_nanos(left_ns)));
                 }
             }
-            Ok(Err(failure)) => log::error!("{failure}"),
-            Err(error) => log::error!("{error}"),
+            Ok(Err(failure)) => {
+                log::error!("{failure}");
+                pause = Some(LONGEST_PAUSE);
+            }
+            Err(error) => {
+                log::error!("{error}");
+                pause = Some(LONGEST_PAUSE);
+            }
         }
         tokio::select! {
-            () = sleep(pause) => {}
+            () = sleep(pause.unwrap_or_default()), if pause.is_some() => {}
             changed = policies.changed() => if changed.is_err() {
                 return;
             },
@@ -205,9 +230,11 @@ async fn cut_at_ends(engine: Arc<Mutex<Engine>>) {
     }
 }
 
-/// Keeps published ports guarded as they come and go. Nothing tells of them, so they are looked for.
-async fn follow_published(engine: Arc<Mutex<Engine>>) {
+/// Keeps published ports guarded as they come and go. Nothing tells of them, so they are looked for: after a socket was bound, or,
+/// where nothing tells of that either, all the time.
+async fn follow_published(engine: Arc<Mutex<Engine>>, mut binds: Option<AsyncFd<Binds>>) {
     let mut watch = Watch::default();
+    let mut looks_to_go = 0_u32;
     loop {
         let engine = engine.clone();
         let looked = spawn_blocking(move || {
@@ -231,8 +258,32 @@ async fn follow_published(engine: Arc<Mutex<Engine>>) {
                 Watch::default()
             }
         };
-        sleep(LOOK_FOR_PUBLISHED).await;
+        looks_to_go = looks_to_go.saturating_sub(1);
+        match &mut binds {
+            Some(followed) if looks_to_go == 0 && watch.is_settled() => {
+                match timeout(LOOK_ANYWAY, next_bind(followed)).await {
+                    Ok(Ok(())) => {
+                        looks_to_go = LOOKS_AFTER_A_BIND;
+                        sleep(AFTER_A_BIND).await;
+                    }
+                    Ok(Err(error)) => {
+                        log::warn!("published ports are looked for each second: {error}");
+                        binds = None;
+                    }
+                    Err(_) => {}
+                }
+            }
+            _ => sleep(LOOK_FOR_PUBLISHED).await,
+        }
     }
+}
+
+/// Until a socket has been bound since this was last asked.
+async fn next_bind(binds: &mut AsyncFd<Binds>) -> io::Result<()> {
+    let mut ready = binds.readable_mut().await?;
+    ready.get_inner_mut().forget();
+    ready.clear_ready();
+    Ok(())
 }
 
 fn look_for_published(watch: &mut Watch, engine: &Mutex<Engine>) -> Result<Vec<String>, Failure> {

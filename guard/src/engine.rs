@@ -50,6 +50,7 @@ use crate::{
     kernel::{
         KernelError,
         attach::{self, Attacher},
+        binds::Binds,
         explain::{Oracle, Question},
         links,
         lock::Lock,
@@ -166,6 +167,18 @@ impl Engine {
     #[must_use]
     pub fn socket(&self) -> &Path {
         &self.settings.config.paths.socket
+    }
+
+    /// Word of every TCP socket of this host that is bound from now on; `None` where the kernel gives none of all.
+    #[must_use]
+    pub fn follow_binds(&self) -> Option<Binds> {
+        let root = self.settings.mounted_cgroup().ok().flatten()?;
+        if root.scope != Scope::Root {
+            return None;
+        }
+        Binds::follow(&self.pins, &root.path)
+            .inspect_err(|error| log::info!("published ports are looked for each second: {error}"))
+            .ok()
     }
 
     /// Whether what is in force stays when the daemon ends.

@@ -1,13 +1,18 @@
 //! The backstop where nobody names its cgroup, as on a real host: these tests have this machine for themselves.
 
+use std::{collections::BTreeMap, thread::sleep, time::Duration};
+
 use guard::control::Enforcement;
 use guard_tests::{
     cgroup,
-    lab::{CLIENT, Lab, NEIGHBOUR, OLLAMA, SERVER, every_address},
+    forwarder::Forwarder,
+    lab::{CLIENT, CONTAINER, Lab, NEIGHBOUR, OLLAMA, SERVER, every_address},
     listener::Service,
     product::Attach,
+    wait::until,
     wire,
 };
+use procfs::process::Process;
 
 #[test]
 fn the_root_backstop_guards_every_namespace() {
@@ -142,4 +147,40 @@ fn a_cgroup_namespace_is_not_taken_for_the_machine() {
     assert!(listener.reached_by().is_empty());
     guard.tell(&["down"]);
     guard.wait_for_end();
+}
+
+/// Where nothing is to be done the daemon does not run, and it is there when it is needed.
+#[test]
+fn an_idle_daemon_sleeps_until_a_port_may_have_been_published() {
+    let lab = Lab::alone("an_idle_daemon_sleeps");
+    let container = lab.add_container();
+    let _service = lab.listen(&container, Service::Http, every_address(OLLAMA));
+    let guard = lab.guard(Attach::Tcx, "").at_the_root("");
+    guard.start();
+
+    let sleeps_through_three_seconds = || {
+        let before = times_awake(guard.pid());
+        sleep(Duration::from_secs(3));
+        times_awake(guard.pid()) == before
+    };
+    assert!((0..10).any(|_| sleeps_through_three_seconds()), "it never sleeps");
+
+    let _proxy = Forwarder::docker_proxy(&lab, every_address(8081), CONTAINER.v4_at(OLLAMA));
+    until("the published port is guarded", || {
+        guard.status().published.iter().any(|published| published.port == "8081")
+    });
+    lab.client.expect_silence(SERVER.v6_at(8081));
+    guard.tell(&["down"]);
+}
+
+/// How often the process's threads have given up the processor, each by its number.
+fn times_awake(pid: u32) -> BTreeMap<i32, u64> {
+    let process = Process::new(pid.cast_signed()).expect("it runs");
+    let threads = process.tasks().expect("its threads are listed").flatten();
+    threads
+        .filter_map(|thread| {
+            let status = thread.status().ok()?;
+            Some((thread.tid, status.voluntary_ctxt_switches?))
+        })
+        .collect()
 }

@@ -5,6 +5,9 @@ use crate::packet::AddressBytes;
 /// Size of the event ring.
 pub const EVENT_RING_BYTES: u32 = 1 << 20;
 
+/// Size of the ring of bound sockets.
+pub const BIND_RING_BYTES: u32 = 1 << 16;
+
 /// One attempt, as the kernel reports it. 88 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,9 +82,11 @@ mod tests {
     }
 
     #[test]
-    fn the_ring_has_a_size_the_kernel_takes() {
+    fn the_rings_have_a_size_the_kernel_takes() {
         // A power of two and whole pages (`ringbuf_map_alloc` in `kernel/bpf/ringbuf.c`); 64 KiB is the
         // largest page.
-        assert!(EVENT_RING_BYTES.is_power_of_two() && EVENT_RING_BYTES >= 65_536);
+        for bytes in [EVENT_RING_BYTES, BIND_RING_BYTES] {
+            assert!(bytes.is_power_of_two() && bytes >= 65_536);
+        }
     }
 }

@@ -18,7 +18,7 @@ mod passed;
 mod policy;
 mod stats;
 
-pub use event::{EVENT_RING_BYTES, Event, Explained};
+pub use event::{BIND_RING_BYTES, EVENT_RING_BYTES, Event, Explained};
 pub use key::{FlowKey, InsideKey, MAX_VOUCHED, VOUCH_INTERVAL_NS, VOUCH_SPAN_NS};
 pub use passed::{Here, MAX_PASSED, Passed};
 pub use policy::{
@@ -115,7 +115,10 @@ pub mod map {
     /// `Array<Explained>` of one: the interface a test run stands for, and its verdict.
     pub const EXPLAINED: &str = "EXPLAINED";
 
-    /// All of them: what is pinned.
+    /// `RingBuf` of `u64`, which mean nothing: a TCP socket has been bound. The daemon's own, and not pinned.
+    pub const BINDS: &str = "BINDS";
+
+    /// What is pinned.
     pub const ALL: [&str; 18] = [
         ACTIVE,
         POLICY,
@@ -150,8 +153,12 @@ pub mod program {
     /// As [`EDGE`], for Ethernet devices.
     pub const EDGE_ETHERNET: &str = "guard_edge_eth";
     pub const CGROUP: &str = "guard_cgroup";
+    /// The daemon's own, and not pinned: tells of bound sockets of IPv4.
+    pub const BIND4: &str = "guard_bind4";
+    /// As [`BIND4`], for IPv6.
+    pub const BIND6: &str = "guard_bind6";
 
-    /// All of them.
+    /// Those that judge packets.
     pub const ALL: [&str; 7] = [XDP, XDP_PLAIN, TCX, TCX_ETHERNET, EDGE, EDGE_ETHERNET, CGROUP];
 
     /// Those that every kernel takes.
@@ -212,7 +219,8 @@ mod tests {
     #[test]
     fn the_kernel_keeps_names_whole() {
         // `BPF_OBJ_NAME_LEN` in `include/uapi/linux/bpf.h` is 16, with the closing zero.
-        for name in map::ALL.into_iter().chain(program::ALL) {
+        let unpinned = [map::BINDS, program::BIND4, program::BIND6];
+        for name in map::ALL.into_iter().chain(program::ALL).chain(unpinned) {
             assert!(name.len() <= 15, "{name}");
         }
         assert_eq!(HashSet::from(map::ALL).len(), map::ALL.len());

@@ -1,5 +1,6 @@
 //! The programs, one a hook.
 
+mod bind;
 mod cgroup;
 mod edge;
 mod reject;

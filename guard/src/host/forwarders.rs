@@ -155,6 +155,12 @@ pub struct Watch {
 }
 
 impl Watch {
+    /// Whether the last look found all as the looks before it did.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.sockets.is_some() && self.looks_to_go == 0
+    }
+
     /// Whether published ports have come or gone since the last look.
     ///
     /// # Errors

@@ -37,13 +37,21 @@ pub fn load(pins: &Pins) -> Result<Loaded, KernelError> {
     result
 }
 
-fn load_and_pin(object: &[u8], pins: &Pins, adopted: bool) -> Result<Loaded, KernelError> {
-    pins.make_directories()?;
+/// This binary's programs, none of them loaded yet, over the pinned maps and those that are missing.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(super) fn over_pinned_maps(object: &[u8], pins: &Pins) -> Result<Ebpf, KernelError> {
     let mut loader = EbpfLoader::new();
     for name in map::ALL {
         loader.map_pin_path(name, pins.map(name));
     }
-    let mut ebpf = loader.load(object).map_err(|error| KernelError::Load(chain(&error)))?;
+    loader.load(object).map_err(|error| KernelError::Load(chain(&error)))
+}
+
+fn load_and_pin(object: &[u8], pins: &Pins, adopted: bool) -> Result<Loaded, KernelError> {
+    pins.make_directories()?;
+    let mut ebpf = over_pinned_maps(object, pins)?;
 
     for name in program::EVERYWHERE {
         let program = ebpf.program_mut(name).ok_or(KernelError::NoObject)?;

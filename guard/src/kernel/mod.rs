@@ -3,6 +3,7 @@
 //! Pins are the only record: what this process remembers is never taken for what the kernel does.
 
 pub mod attach;
+pub mod binds;
 pub mod counters;
 mod error;
 pub mod explain;
