@@ -6,6 +6,11 @@
 
 use std::{env, fs, path::Path};
 
+use object::{
+    build::elf::{Builder, SectionData},
+    elf::SHT_STRTAB,
+};
+
 const OBJECT: &str = "GUARD_EBPF_OBJECT";
 
 fn main() {
@@ -47,5 +52,27 @@ fn read_object(path: &Path) -> Result<Vec<u8>, String> {
             path.display()
         ));
     }
-    Ok(object)
+    without_debug_information(&object).map_err(|error| {
+        format!("{OBJECT} is {}, which can't be stripped: {error}", path.display())
+    })
+}
+
+/// Four fifths of the object are for debuggers. guard would read them into memory with the programs; what the kernel wants to know of
+/// types and lines stands in `.BTF` and `.BTF.ext`.
+fn without_debug_information(object: &[u8]) -> object::build::Result<Vec<u8>> {
+    let mut builder = Builder::read(object)?;
+    for section in &mut builder.sections {
+        let name = section.name.as_slice();
+        section.delete = name.starts_with(b".debug_") || name.starts_with(b".rel.debug_");
+    }
+    builder.delete_orphans();
+    // LLVM has put the names of sections and symbols into one; the writer makes two.
+    let names = builder.sections.add();
+    names.name = b".shstrtab"[..].into();
+    names.sh_type = SHT_STRTAB;
+    names.sh_addralign = 1;
+    names.data = SectionData::SectionString;
+    let mut stripped = Vec::new();
+    builder.write(&mut stripped)?;
+    Ok(stripped)
 }

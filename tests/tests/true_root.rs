@@ -155,7 +155,7 @@ fn an_idle_daemon_sleeps_until_a_port_may_have_been_published() {
     let lab = Lab::alone("an_idle_daemon_sleeps");
     let container = lab.add_container();
     let _service = lab.listen(&container, Service::Http, every_address(OLLAMA));
-    let guard = lab.guard(Attach::Tcx, "").at_the_root("");
+    let guard = lab.guard(Attach::Socket, "").at_the_root("");
     guard.start();
 
     let sleeps_through_three_seconds = || {

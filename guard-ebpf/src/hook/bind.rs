@@ -12,11 +12,13 @@ const GO_ON: i32 = 1;
 const SOCK_STREAM: u32 = 1;
 
 #[cgroup_sock(post_bind4)]
+#[inline(always)]
 fn guard_bind4(ctx: SockContext) -> i32 {
     tell(&ctx)
 }
 
 #[cgroup_sock(post_bind6)]
+#[inline(always)]
 fn guard_bind6(ctx: SockContext) -> i32 {
     tell(&ctx)
 }

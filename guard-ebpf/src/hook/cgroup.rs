@@ -23,6 +23,7 @@ const PASS: i32 = 1;
 const SOCK_RAW: u32 = 3;
 
 #[cgroup_skb(ingress)]
+#[inline(always)]
 fn guard_cgroup(ctx: SkBuffContext) -> i32 {
     let skb = SkbReader::new(ctx.skb.skb);
     let is_test_run = skb.mark_of_test_run() == EXPLAIN_MARK;

@@ -16,12 +16,14 @@ use crate::{
 
 /// For a link layer of any kind.
 #[classifier]
+#[inline(always)]
 fn guard_edge(ctx: TcContext) -> i32 {
     judge(&ctx, false)
 }
 
 /// As `guard_tcx_eth`.
 #[classifier]
+#[inline(always)]
 fn guard_edge_eth(ctx: TcContext) -> i32 {
     judge(&ctx, true)
 }

@@ -20,12 +20,14 @@ pub(super) const NEXT: i32 = -1;
 
 /// For a link layer of any kind.
 #[classifier]
+#[inline(always)]
 fn guard_tcx(ctx: TcContext) -> i32 {
     judge(&ctx, false)
 }
 
 /// For devices whose packets stand behind an Ethernet header, where those to other ports are told without a helper's help.
 #[classifier]
+#[inline(always)]
 fn guard_tcx_eth(ctx: TcContext) -> i32 {
     judge(&ctx, true)
 }

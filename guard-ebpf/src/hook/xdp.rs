@@ -16,12 +16,14 @@ use crate::{
 
 /// Takes frames of any size.
 #[xdp(frags)]
+#[inline(always)]
 fn guard_xdp(ctx: XdpContext) -> u32 {
     judge(&ctx)
 }
 
 /// The same for kernels below 5.18, which know no frames of several buffers: there no device gives it one.
 #[xdp]
+#[inline(always)]
 fn guard_xdp_plain(ctx: XdpContext) -> u32 {
     judge(&ctx)
 }
