@@ -29,8 +29,8 @@ use crate::{
     state::RunFlags,
 };
 
-/// While one is to come, ends are looked for at least this often: they are in boot time, which goes on while the machine is suspended, and timers do
-/// not.
+/// Ends that are to come are looked for at least this often: they are in boot time, which goes on while the machine is suspended,
+/// and timers do not.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// How often published ports are looked for where something may have changed: how long one may stay open.
@@ -212,24 +212,18 @@ async fn cut_at_ends(engine: Arc<Mutex<Engine>>) {
     let mut since_ns = probe::boot_ns();
     loop {
         let asked = engine.clone();
-        let mut pause = None;
+        let mut pause = Some(LONGEST_PAUSE);
         match spawn_blocking(move || lock(&asked).cut_ended(since_ns)).await {
             Ok(Ok(ended)) => {
                 ended.notes.iter().for_each(|note| log::info!("{note}"));
                 since_ns = ended.until_ns;
-                if let Some(next_ns) = ended.next_ns {
+                pause = ended.next_ns.map(|next_ns| {
                     let left_ns = next_ns.saturating_sub(probe::boot_ns());
-                    pause = Some(LONGEST_PAUSE.min(Duration::from_nanos(left_ns)));
-                }
+                    LONGEST_PAUSE.min(Duration::from_nanos(left_ns))
+                });
             }
-            Ok(Err(failure)) => {
-                log::error!("{failure}");
-                pause = Some(LONGEST_PAUSE);
-            }
-            Err(error) => {
-                log::error!("{error}");
-                pause = Some(LONGEST_PAUSE);
-            }
+            Ok(Err(failure)) => log::error!("{failure}"),
+            Err(error) => log::error!("{error}"),
         }
         tokio::select! {
             () = sleep(pause.unwrap_or_default()), if pause.is_some() => {}
