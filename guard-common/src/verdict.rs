@@ -290,9 +290,10 @@ fn by_rules<P: Rules>(packet: &Packet, source: SourceValue, policy: &P) -> Decis
     if source.has_no_rule() {
         return stopped(Reason::NoRule, policy);
     }
+    // There is one, or the port would not be guarded; without one nothing allows it.
     match policy.guarded(packet.protocol, packet.port) {
         Some(port) => by_ruling(policy.ruling(packet, source, port), policy),
-        None => Decision::NotOurs,
+        None => stopped(Reason::NoRule, policy),
     }
 }
 

@@ -40,8 +40,8 @@ const LOOK_FOR_PUBLISHED: Duration = Duration::from_secs(1);
 /// run.
 const AFTER_A_BIND: Duration = Duration::from_millis(50);
 
-/// How often one looks after a socket was bound.
-const LOOKS_AFTER_A_BIND: u32 = 5;
+/// How often one looks after a socket was bound: an engine may bind it and do much else before it listens.
+const LOOKS_AFTER_A_BIND: u32 = 30;
 
 /// How often published ports are looked for where nothing has been bound.
 const LOOK_ANYWAY: Duration = Duration::from_mins(1);

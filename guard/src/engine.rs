@@ -169,7 +169,7 @@ impl Engine {
         &self.settings.config.paths.socket
     }
 
-    /// Word of every TCP socket of this host that is bound from now on; `None` where the kernel gives none of all.
+    /// Word of every stream socket of this host that is bound from now on; `None` where the kernel gives none of all.
     #[must_use]
     pub fn follow_binds(&self) -> Option<Binds> {
         let root = self.settings.mounted_cgroup().ok().flatten()?;

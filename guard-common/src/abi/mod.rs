@@ -115,7 +115,7 @@ pub mod map {
     /// `Array<Explained>` of one: the interface a test run stands for, and its verdict.
     pub const EXPLAINED: &str = "EXPLAINED";
 
-    /// `RingBuf` of `u64`, which mean nothing: a TCP socket has been bound. The daemon's own, and not pinned.
+    /// `RingBuf` of `u64`, which mean nothing: a stream socket has been bound. The daemon's own, and not pinned.
     pub const BINDS: &str = "BINDS";
 
     /// What is pinned.

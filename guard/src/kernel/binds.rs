@@ -15,7 +15,7 @@ use guard_common::abi::{map, program};
 
 use super::{KernelError, load, object, pins::Pins};
 
-/// Readable once a TCP socket has been bound by a process of a cgroup or of those below it. Its programs are attached for as
+/// Readable once a stream socket has been bound by a process of a cgroup or of those below it. Its programs are attached for as
 /// long as it lives, and leave no pins.
 pub struct Binds {
     ring: RingBuf<MapData>,
