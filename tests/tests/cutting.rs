@@ -68,12 +68,18 @@ impl Stream {
         assert!(!self.is_over.load(Ordering::Relaxed), "the stream of {} is over", self.local);
     }
 
-    /// Fails the test unless the service has found the stream ended, and nothing more comes.
+    /// Fails the test unless the service finds the stream ended.
     #[track_caller]
-    fn expect_end(&self, service: &Listener) {
+    fn expect_abort(&self, service: &Listener) {
         until(&format!("the service finds the stream of {} ended", self.local), || {
             service.ended().contains(&self.local)
         });
+    }
+
+    /// Fails the test unless both sides find the stream ended.
+    #[track_caller]
+    fn expect_end(&self, service: &Listener) {
+        self.expect_abort(service);
         until(&format!("{} finds its stream ended", self.local), || {
             self.is_over.load(Ordering::Relaxed)
         });
@@ -140,8 +146,14 @@ fn arming_ends_what_outsiders_have_open(attach: Attach) {
     cut[0].expect_flow();
     guard.start_with(&["--yes", "--allow", "10.78.0.0/24", "--allow", "fd78::/64"]);
 
-    cut.iter().for_each(|stream| stream.expect_end(&service));
-    also_cut.expect_end(&v4_only);
+    // An interface that gets a clsact qdisc loses what it sends meanwhile (`qdisc_graft` calls `dev_deactivate`, in
+    // `net/sched/sch_api.c`): data before the reset, which is not taken then, or the reset itself.
+    let expect_end = match attach {
+        Attach::Clsact => Stream::expect_abort,
+        _ => Stream::expect_end,
+    };
+    cut.iter().for_each(|stream| expect_end(stream, &service));
+    expect_end(&also_cut, &v4_only);
     own.iter().chain(&of_container).chain(&allowed).for_each(Stream::expect_flow);
     loopback.expect_flow();
     other_port.expect_flow();
