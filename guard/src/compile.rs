@@ -16,6 +16,7 @@ mod tests;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
 };
 
 use guard_common::{
@@ -74,7 +75,7 @@ pub struct InputRule {
     pub id: RuleId,
     pub action: Action,
     pub kind: RuleKind,
-    pub prefixes: Vec<IpNet>,
+    pub prefixes: Arc<[IpNet]>,
     /// Empty for every guarded port.
     pub ports: Vec<GuardedPort>,
     /// `None` for every interface; else one of the input's `vias`.

@@ -48,6 +48,14 @@ impl Failure {
     pub fn failed(what: impl Into<String>, fix: impl Into<String>) -> Self {
         Self { kind: FailureKind::Failed, what: what.into(), fix: Some(fix.into()) }
     }
+
+    /// A request panicked: what the engine remembers may no longer be what is in force.
+    pub(crate) fn panicked() -> Self {
+        Self::failed(
+            "the daemon met an error of its own while it carried out a request",
+            "Restart the daemon: the kernel goes on enforcing meanwhile.",
+        )
+    }
 }
 
 /// Asks for rules, one for each source. Body of `POST /v1/rules`.
@@ -276,41 +284,41 @@ pub struct PlaceVerdict {
     pub by_interface: bool,
 }
 
-/// Everything that can be asked.
+/// Everything that can be asked, by several at once.
 pub trait Control {
     /// # Errors
     /// When neither pins nor state can be read.
-    fn status(&mut self) -> Result<Status, Failure>;
+    fn status(&self) -> Result<Status, Failure>;
 
     /// # Errors
     /// As [`Control::status`].
-    fn rules(&mut self) -> Result<Vec<RuleView>, Failure>;
+    fn rules(&self) -> Result<Vec<RuleView>, Failure>;
 
     /// # Errors
     /// When a source, port or end is not well formed, needs confirmation, or the policy can't be put in force.
-    fn add_rules(&mut self, request: &AddRules) -> Result<Change, Failure>;
+    fn add_rules(&self, request: &AddRules) -> Result<Change, Failure>;
 
     /// # Errors
     /// When a word names no rule, several, or one of the file; or the policy can't be put in force.
-    fn remove_rules(&mut self, request: &RemoveRules) -> Result<Change, Failure>;
+    fn remove_rules(&self, request: &RemoveRules) -> Result<Change, Failure>;
 
     /// # Errors
     /// When the policy can't be put in force.
-    fn set_mode(&mut self, request: &SetMode) -> Result<Change, Failure>;
+    fn set_mode(&self, request: &SetMode) -> Result<Change, Failure>;
 
     /// # Errors
     /// When nothing is loaded, or the port is not well formed.
-    fn explain(&mut self, request: &Explain) -> Result<Explanation, Failure>;
+    fn explain(&self, request: &Explain) -> Result<Explanation, Failure>;
 
     /// Reads the configuration and the files of sources again.
     ///
     /// # Errors
     /// When any of them is bad; nothing has changed then.
-    fn reload(&mut self) -> Result<Change, Failure>;
+    fn reload(&self) -> Result<Change, Failure>;
 
     /// Lifts everything. Answers with one sentence for each thing lifted; a daemon ends afterwards.
     ///
     /// # Errors
     /// When something could not be lifted.
-    fn down(&mut self) -> Result<Vec<String>, Failure>;
+    fn down(&self) -> Result<Vec<String>, Failure>;
 }

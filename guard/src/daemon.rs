@@ -1,12 +1,7 @@
 //! `guard run`: puts the policy in force, then stays to follow changes, answer requests and report attempts. What it has put
 //! in force stays when it ends, in whatever way.
 
-use std::{
-    collections::HashMap,
-    io,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, io, sync::Arc, time::Duration};
 
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -58,8 +53,8 @@ pub fn run(place: &Place, flags: RunFlags, yes: bool) -> Result<(), Failure> {
     refuse_a_second(place)?;
     let mut engine = Engine::open(place)?;
     let message = engine.start(flags, yes)?;
-    let ring = EventRing::open(engine.pins())?;
-    let socket = engine.socket().to_owned();
+    let ring = EventRing::open(&engine.pins())?;
+    let socket = engine.socket();
     let outlives_us = engine.outlives_us();
 
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -72,8 +67,8 @@ pub fn run(place: &Place, flags: RunFlags, yes: bool) -> Result<(), Failure> {
         })?;
         // Only now can the next command that the message names be carried out.
         output::print(&startup::render(&message, &output::view_of(&io::stdout())))?;
-        let engine = Arc::new(Mutex::new(engine));
-        let binds = lock(&engine).follow_binds();
+        let engine = Arc::new(engine);
+        let binds = engine.follow_binds();
         give_memory_back();
         serve(listener, engine, ring, binds).await
     })?;
@@ -115,7 +110,7 @@ enum Ended {
 
 async fn serve(
     listener: tokio::net::UnixListener,
-    engine: Arc<Mutex<Engine>>,
+    engine: Arc<Engine>,
     ring: EventRing,
     binds: Option<Binds>,
 ) -> Result<Ended, Failure> {
@@ -186,11 +181,11 @@ fn interface_name(index: u32) -> Option<String> {
 }
 
 /// Keeps interfaces covered and own addresses known as they come and go.
-async fn follow_network(engine: Arc<Mutex<Engine>>) {
+async fn follow_network(engine: Arc<Engine>) {
     let look = || {
         let engine = engine.clone();
         async {
-            match spawn_blocking(move || lock(&engine).follow_network()).await {
+            match spawn_blocking(move || engine.follow_network()).await {
                 Ok(followed) => {
                     followed.news.iter().for_each(|news| log::info!("{news}"));
                     followed.problems.iter().for_each(|problem| log::warn!("{problem}"));
@@ -207,13 +202,13 @@ async fn follow_network(engine: Arc<Mutex<Engine>>) {
 }
 
 /// Ends connections when what let them in has ended in the kernel: an allow, or the time of observing.
-async fn cut_at_ends(engine: Arc<Mutex<Engine>>) {
-    let mut policies = lock(&engine).policies();
+async fn cut_at_ends(engine: Arc<Engine>) {
+    let mut policies = engine.policies();
     let mut since_ns = probe::boot_ns();
     loop {
         let asked = engine.clone();
         let mut pause = Some(LONGEST_PAUSE);
-        match spawn_blocking(move || lock(&asked).cut_ended(since_ns)).await {
+        match spawn_blocking(move || asked.cut_ended(since_ns)).await {
             Ok(Ok(ended)) => {
                 ended.notes.iter().for_each(|note| log::info!("{note}"));
                 since_ns = ended.until_ns;
@@ -236,7 +231,7 @@ async fn cut_at_ends(engine: Arc<Mutex<Engine>>) {
 
 /// Keeps published ports guarded as they come and go. Nothing tells of them, so they are looked for: after a socket was bound, or,
 /// where nothing tells of that either, all the time.
-async fn follow_published(engine: Arc<Mutex<Engine>>, mut binds: Option<AsyncFd<Binds>>) {
+async fn follow_published(engine: Arc<Engine>, mut binds: Option<AsyncFd<Binds>>) {
     let mut watch = Watch::default();
     let mut looks_to_go = 0_u32;
     loop {
@@ -290,22 +285,22 @@ async fn next_bind(binds: &mut AsyncFd<Binds>) -> io::Result<()> {
     Ok(())
 }
 
-fn look_for_published(watch: &mut Watch, engine: &Mutex<Engine>) -> Result<Vec<String>, Failure> {
+fn look_for_published(watch: &mut Watch, engine: &Engine) -> Result<Vec<String>, Failure> {
     let has_changed = watch.look().map_err(|error| {
         Failure::failed(error.to_string(), "`guard reload` looks for published ports anew")
     })?;
     if !has_changed {
         return Ok(Vec::new());
     }
-    let followed = lock(engine).follow_network();
+    let followed = engine.follow_network();
     followed.problems.iter().for_each(|problem| log::warn!("{problem}"));
     Ok(followed.news)
 }
 
-async fn reload_on_hangup(engine: Arc<Mutex<Engine>>, mut hangup: tokio::signal::unix::Signal) {
+async fn reload_on_hangup(engine: Arc<Engine>, mut hangup: tokio::signal::unix::Signal) {
     while hangup.recv().await.is_some() {
         let engine = engine.clone();
-        match spawn_blocking(move || lock(&engine).reload()).await {
+        match spawn_blocking(move || engine.reload()).await {
             Ok(Ok(change)) => {
                 log::info!("reloaded: {} rules", change.rules.len());
                 change.notes.iter().for_each(|note| log::info!("{note}"));
@@ -316,11 +311,6 @@ async fn reload_on_hangup(engine: Arc<Mutex<Engine>>, mut hangup: tokio::signal:
             Err(error) => log::error!("{error}"),
         }
     }
-}
-
-/// A panic elsewhere leaves the engine as it was between two changes: each is put in force whole or not at all.
-fn lock(engine: &Mutex<Engine>) -> std::sync::MutexGuard<'_, Engine> {
-    engine.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn system(what: &str, error: &io::Error) -> Failure {

@@ -7,7 +7,10 @@ mod sets;
 pub use change::{Added, add, end_after, remove};
 pub use sets::{SetError, Sets};
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
 
 use guard_common::abi::NO_END;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -73,7 +76,7 @@ impl Policy {
     /// The rules that hold, with prefixes for sources and boot time for ends.
     ///
     /// # Errors
-    /// When a set was not read, see [`Sets::complete`].
+    /// When a set was not read, see [`Sets::completed`].
     pub fn input_rules(
         &self,
         sets: &Sets,
@@ -158,8 +161,8 @@ fn is_wide_allow(rule: &Rule) -> bool {
 }
 
 /// Every address of both families.
-fn everyone() -> Vec<IpNet> {
-    vec![
+fn everyone() -> [IpNet; 2] {
+    [
         IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0)),
         IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0)),
     ]
@@ -169,13 +172,13 @@ fn prefixes(
     source: &Source,
     sets: &Sets,
     lan: &LanPrefixes,
-) -> Result<(RuleKind, Vec<IpNet>), SetError> {
+) -> Result<(RuleKind, Arc<[IpNet]>), SetError> {
     Ok(match source {
-        Source::Prefix(prefix) => (RuleKind::Typed, vec![*prefix]),
-        Source::File(path) => (RuleKind::Set, sets.prefixes(path)?.to_vec()),
-        Source::Lan => (RuleKind::Set, lan.private.clone()),
-        Source::Interface(_) => (RuleKind::Name, everyone()),
-        Source::Lan6 => (RuleKind::Set, [lan.private.as_slice(), &lan.global6].concat()),
+        Source::Prefix(prefix) => (RuleKind::Typed, [*prefix].into()),
+        Source::File(path) => (RuleKind::Set, sets.prefixes(path)?),
+        Source::Lan => (RuleKind::Set, lan.private.as_slice().into()),
+        Source::Interface(_) => (RuleKind::Name, everyone().into()),
+        Source::Lan6 => (RuleKind::Set, [lan.private.as_slice(), &lan.global6].concat().into()),
     })
 }
 
@@ -278,8 +281,8 @@ mod tests {
         let rules = [rule("1", Action::Allow, "lan"), rule("2", Action::Allow, "lan6")];
         let policy = Policy::new(Vec::new(), [&rules, &[], &[]]);
         let input = policy.input_rules(&Sets::default(), &lan, &clock()).unwrap();
-        assert_eq!(input[0].prefixes, lan.private);
-        assert_eq!(input[1].prefixes, [lan.private[0], lan.global6[0]]);
+        assert_eq!(*input[0].prefixes, *lan.private);
+        assert_eq!(*input[1].prefixes, [lan.private[0], lan.global6[0]]);
         assert!(input.iter().all(|rule| rule.kind == RuleKind::Set));
     }
 
@@ -292,7 +295,7 @@ mod tests {
         let (sets, lan) = (Sets::default(), LanPrefixes::default());
         let input = policy.input_rules(&sets, &lan, &clock()).unwrap();
         assert_eq!(input[0].kind, RuleKind::Name);
-        assert_eq!(input[0].prefixes, everyone());
+        assert_eq!(*input[0].prefixes, everyone());
         let names = input.iter().map(|rule| rule.via.as_ref().map(InterfaceName::as_str));
         assert_eq!(names.collect::<Vec<_>>(), [Some("wg0"), Some("eth1")]);
 

@@ -126,8 +126,8 @@ impl Choices<'_> {
             action: if byte & 1 == 0 { Action::Allow } else { Action::Deny },
             kind,
             prefixes: match kind {
-                RuleKind::Typed | RuleKind::Name => vec![self.prefix()],
-                RuleKind::Set => self.prefixes(4),
+                RuleKind::Typed | RuleKind::Name => [self.prefix()].into(),
+                RuleKind::Set => self.prefixes(4).into(),
             },
             ports: self.ports(3),
             via: None,
@@ -207,7 +207,8 @@ fn expect_refusal(error: &CompileError, input: &Input) {
     // At the first address of that prefix it does, with nothing else in the policy than what is around the prefix.
     let mut around = input.clone();
     for rule in &mut around.rules {
-        rule.prefixes.retain(|prefix| prefix.contains(source_prefix));
+        rule.prefixes =
+            rule.prefixes.iter().filter(|prefix| prefix.contains(source_prefix)).copied().collect();
     }
     around.local.retain(|prefix| prefix.contains(source_prefix));
     let scan = Scan::of(&around);
@@ -227,7 +228,7 @@ fn addresses(input: &Input) -> Vec<IpAddr> {
         Ipv6Addr::LOCALHOST.into(),
         Ipv4Addr::new(192, 0, 2, 1).into(),
     ];
-    let prefixes = input.rules.iter().flat_map(|rule| &rule.prefixes);
+    let prefixes = input.rules.iter().flat_map(|rule| &*rule.prefixes);
     for prefix in prefixes.chain(&input.local).chain(&input.guests) {
         let (first, last) = (prefix.network(), prefix.broadcast());
         addresses.extend([first, last, moved(first, -1), moved(last, 1)]);

@@ -16,7 +16,7 @@ use guard::{
         explain::Oracle,
         links, load,
         pins::Pins,
-        tables::{PolicyMaps, Terms},
+        tables::{PolicyMaps, Ready, Terms},
     },
     rule::{Action, GuardedPort, RuleId},
 };
@@ -447,9 +447,13 @@ fn put_in_force(
     let ports: &[_] =
         if terms.flags & FLAG_GUARDS_UDP == 0 { &[TCP, OTHER_TCP] } else { &[TCP, OTHER_TCP, UDP] };
     let input = input(ports);
-    let tables = compile(&input).expect("the policy compiles");
-    maps.put_in_force(&tables, terms).expect("the policy is put in force");
+    maps.put_in_force(ready(&input), terms).expect("the policy is put in force");
     Model::of(&input, terms)
+}
+
+fn ready(input: &Input) -> Ready {
+    let tables = compile(input).expect("the policy compiles");
+    Ready::new(tables).expect("the policy fits")
 }
 
 #[test]
@@ -657,12 +661,14 @@ fn a_policy_is_swapped_whole_and_the_idle_slot_is_clean() {
     ];
     for generation in 1..=9_u64 {
         let wanted = &policies[generation as usize % policies.len()];
-        let tables = compile(wanted).expect("it compiles");
+        let ready = ready(wanted);
+        let inside = ready.tables().inside.clone();
+        let vias = ready.tables().vias.keys().copied().collect();
         let guards = |protocol| wanted.ports.iter().any(|port| port.protocol == protocol);
         let flags = [(Protocol::Tcp, FLAG_GUARDS_TCP), (Protocol::Udp, FLAG_GUARDS_UDP)];
         let flags = flags.iter().filter(|(protocol, _)| guards(*protocol)).map(|(_, flag)| flag);
         let terms = Terms { flags: flags.sum(), ..Terms::default() };
-        assert_eq!(maps.put_in_force(&tables, terms).expect("it is put in force"), generation);
+        assert_eq!(maps.put_in_force(ready, terms).expect("it is put in force"), generation);
         let (long, short) = (6 << 20, 4 << 20);
         let bytes = maps.source_table_bytes();
         let is_long = wanted.rules.iter().any(|rule| rule.prefixes.len() > 1000);
@@ -674,7 +680,7 @@ fn a_policy_is_swapped_whole_and_the_idle_slot_is_clean() {
             maps.ports_in_force().expect("they are read").into_iter().collect();
         assert_eq!(ports, wanted.ports.iter().copied().collect());
         let indices = loaded.indices_in_force();
-        assert_eq!(indices, (tables.inside, tables.vias.into_keys().collect()));
+        assert_eq!(indices, (inside, vias));
         agree_on(&corpus, &mut oracle, &Model::of(wanted, terms));
     }
 }
@@ -728,8 +734,7 @@ fn the_verifier_has_little_to_do() {
 }
 
 fn maps_in_force(loaded: &Loaded) {
-    let tables = compile(&input(&[TCP])).expect("it compiles");
     PolicyMaps::open(&loaded.pins)
-        .and_then(|mut maps| maps.put_in_force(&tables, Terms::default()))
+        .and_then(|mut maps| maps.put_in_force(ready(&input(&[TCP])), Terms::default()))
         .expect("it is put in force");
 }

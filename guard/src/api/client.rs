@@ -66,7 +66,7 @@ impl Client {
     /// # Errors
     /// When the daemon refuses, does not begin its answer in time, or breaks the stream.
     pub fn events(
-        &mut self,
+        &self,
         follow: bool,
         since: Option<u64>,
         mut take: impl FnMut(Line) -> ControlFlow<()>,
@@ -129,35 +129,35 @@ impl Client {
 }
 
 impl Control for Client {
-    fn status(&mut self) -> Result<Status, Failure> {
+    fn status(&self) -> Result<Status, Failure> {
         self.ask(Method::GET, "/v1/status", Bytes::new())
     }
 
-    fn rules(&mut self) -> Result<Vec<RuleView>, Failure> {
+    fn rules(&self) -> Result<Vec<RuleView>, Failure> {
         self.ask(Method::GET, "/v1/rules", Bytes::new())
     }
 
-    fn add_rules(&mut self, request: &AddRules) -> Result<Change, Failure> {
+    fn add_rules(&self, request: &AddRules) -> Result<Change, Failure> {
         self.ask_with(Method::POST, "/v1/rules", request)
     }
 
-    fn remove_rules(&mut self, request: &RemoveRules) -> Result<Change, Failure> {
+    fn remove_rules(&self, request: &RemoveRules) -> Result<Change, Failure> {
         self.ask_with(Method::DELETE, "/v1/rules", request)
     }
 
-    fn set_mode(&mut self, request: &SetMode) -> Result<Change, Failure> {
+    fn set_mode(&self, request: &SetMode) -> Result<Change, Failure> {
         self.ask_with(Method::POST, "/v1/mode", request)
     }
 
-    fn explain(&mut self, request: &Explain) -> Result<Explanation, Failure> {
+    fn explain(&self, request: &Explain) -> Result<Explanation, Failure> {
         self.ask_with(Method::POST, "/v1/explain", request)
     }
 
-    fn reload(&mut self) -> Result<Change, Failure> {
+    fn reload(&self) -> Result<Change, Failure> {
         self.ask(Method::POST, "/v1/reload", Bytes::new())
     }
 
-    fn down(&mut self) -> Result<Vec<String>, Failure> {
+    fn down(&self) -> Result<Vec<String>, Failure> {
         self.ask(Method::POST, "/v1/down", Bytes::new())
     }
 }

@@ -9,7 +9,7 @@ use std::{
     os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -68,7 +68,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const GROUP: &str = "guard";
 
 /// What the engine's requests go to. They block.
-pub type SharedControl = Arc<Mutex<dyn Control + Send>>;
+pub type SharedControl = Arc<dyn Control + Send + Sync>;
 
 /// Binds the socket, for root and the group `guard` (root alone where there is no such group).
 ///
@@ -348,7 +348,7 @@ async fn down(
 /// As [`ask`], and what is worth knowing of the change stands in the log, too.
 async fn change(
     shared: &Shared,
-    make: impl FnOnce(&mut dyn Control) -> Result<Change, Failure> + Send + 'static,
+    make: impl FnOnce(&dyn Control) -> Result<Change, Failure> + Send + 'static,
 ) -> Result<Response, Problem> {
     ask(shared, |control| {
         let change = make(control)?;
@@ -361,24 +361,13 @@ async fn change(
 /// Carries out a request on a thread that may block.
 async fn ask<T: Serialize + Send + 'static>(
     shared: &Shared,
-    question: impl FnOnce(&mut dyn Control) -> Result<T, Failure> + Send + 'static,
+    question: impl FnOnce(&dyn Control) -> Result<T, Failure> + Send + 'static,
 ) -> Result<Response, Problem> {
     let control = Arc::clone(&shared.control);
-    let answer = tokio::task::spawn_blocking(move || {
-        let mut control = control.lock().map_err(|_| broken())?;
-        question(&mut *control)
-    })
-    .await
-    .map_err(|_| broken())??;
+    let answer = tokio::task::spawn_blocking(move || question(&*control))
+        .await
+        .map_err(|_| Failure::panicked())??;
     Ok(axum::Json(answer).into_response())
-}
-
-/// A request panicked: what the engine remembers may no longer be what is in force.
-fn broken() -> Failure {
-    Failure::failed(
-        "the daemon met an error of its own while it carried out a request",
-        "Restart the daemon: the kernel goes on enforcing meanwhile.",
-    )
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -422,7 +411,7 @@ async fn events(
             kept.map(|attempt| json_line(&Line::Attempt(attempt))).collect();
         let lines = lines.map_err(|error| {
             log::error!("an attempt can't be written as JSON: {error}");
-            broken()
+            Failure::panicked()
         })?;
         Body::from(lines.concat())
     };
@@ -606,7 +595,7 @@ mod tests {
         let asked = Arc::clone(&fake.asked);
         let (stop, _) = watch::channel(false);
         let router = router(Shared {
-            control: Arc::new(Mutex::new(fake)),
+            control: Arc::new(fake),
             hub: Arc::new(Hub::new()),
             stop,
             followers: Arc::new(Semaphore::new(1)),

@@ -58,7 +58,7 @@ fn change(rules: Vec<RuleView>) -> Change {
 }
 
 impl Control for Fake {
-    fn status(&mut self) -> Result<Status, Failure> {
+    fn status(&self) -> Result<Status, Failure> {
         self.note("status");
         Ok(Status {
             enforcement: Enforcement::Full,
@@ -82,12 +82,12 @@ impl Control for Fake {
         })
     }
 
-    fn rules(&mut self) -> Result<Vec<RuleView>, Failure> {
+    fn rules(&self) -> Result<Vec<RuleView>, Failure> {
         self.note("rules");
         Ok(vec![view("192.0.2.7")])
     }
 
-    fn add_rules(&mut self, request: &AddRules) -> Result<Change, Failure> {
+    fn add_rules(&self, request: &AddRules) -> Result<Change, Failure> {
         self.note(format!("add {request:?}"));
         match request.sources[0].as_str() {
             "panic" => panic!("asked to"),
@@ -100,27 +100,27 @@ impl Control for Fake {
         }
     }
 
-    fn remove_rules(&mut self, request: &RemoveRules) -> Result<Change, Failure> {
+    fn remove_rules(&self, request: &RemoveRules) -> Result<Change, Failure> {
         self.note(format!("remove {:?}", request.rules));
         Ok(change(vec![view(&request.rules[0])]))
     }
 
-    fn set_mode(&mut self, request: &SetMode) -> Result<Change, Failure> {
+    fn set_mode(&self, request: &SetMode) -> Result<Change, Failure> {
         self.note(format!("mode {:?} {:?}", request.mode, request.for_seconds));
         Ok(change(Vec::new()))
     }
 
-    fn explain(&mut self, request: &Explain) -> Result<Explanation, Failure> {
+    fn explain(&self, request: &Explain) -> Result<Explanation, Failure> {
         self.note(format!("explain {}", request.source));
         Ok(Explanation { source: request.source, port: "11434".into(), places: Vec::new() })
     }
 
-    fn reload(&mut self) -> Result<Change, Failure> {
+    fn reload(&self) -> Result<Change, Failure> {
         self.note("reload");
         Ok(change(Vec::new()))
     }
 
-    fn down(&mut self) -> Result<Vec<String>, Failure> {
+    fn down(&self) -> Result<Vec<String>, Failure> {
         self.note("down");
         Ok(vec!["the programs are gone".into()])
     }
@@ -153,7 +153,7 @@ impl Served {
                 runtime.block_on(async {
                     let listener = server::bind(&socket).unwrap();
                     bound.send(()).unwrap();
-                    server::serve(listener, Arc::new(Mutex::new(fake)), hub, stop).await;
+                    server::serve(listener, Arc::new(fake), hub, stop).await;
                 });
             }
         });
@@ -221,7 +221,7 @@ fn add(source: &str) -> AddRules {
 #[test]
 fn every_request_reaches_the_control_plane_and_its_answer_comes_back() {
     let served = Served::start();
-    let mut client = served.client();
+    let client = served.client();
     assert_eq!(client.status().unwrap().enforcement, Enforcement::Full);
     assert_eq!(client.rules().unwrap(), [view("192.0.2.7")]);
     assert_eq!(client.add_rules(&add("192.0.2.8")).unwrap().rules, [view("192.0.2.8")]);
@@ -434,7 +434,7 @@ fn followers_hear_of_attempts_as_they_come_until_the_daemon_ends() {
     served.hub.publish(attempt(1));
     let (tell, heard) = mpsc::channel();
     let follower = std::thread::spawn({
-        let mut client = served.client();
+        let client = served.client();
         move || {
             client.events(true, Some(60), |line| {
                 tell.send(packets(&line)).unwrap();
@@ -491,7 +491,7 @@ fn a_process_that_takes_no_connections_is_there_and_does_not_make_anyone_wait() 
     bind(&hung, &SocketAddrUnix::new(&path).unwrap()).unwrap();
     listen(&hung, 0).unwrap();
     let _queued = UnixStream::connect(&path).unwrap();
-    let mut client = Client::connect(&path).unwrap().expect("a daemon is there");
+    let client = Client::connect(&path).unwrap().expect("a daemon is there");
     let failure = client.status().unwrap_err();
     assert!(failure.what.contains("can't be opened"), "{}", failure.what);
     assert_eq!(server::bind(&path).unwrap_err().kind(), std::io::ErrorKind::AddrInUse);

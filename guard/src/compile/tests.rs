@@ -406,7 +406,15 @@ fn what_does_not_fit_is_refused() {
         let (id, action) = (RuleId::command(i.into()), Action::Allow);
         let (kind, until_ns) = (RuleKind::Typed, i.into());
         let prefixes = vec![prefix];
-        InputRule { id, action, kind, prefixes, ports: vec![], via: None, until_ns }
+        InputRule {
+            id,
+            action,
+            kind,
+            prefixes: prefixes.into(),
+            ports: vec![],
+            via: None,
+            until_ns,
+        }
     });
     let input = Input { ports, rules: by_own_end.collect(), ..Input::default() };
     let error = compile(&input).unwrap_err();
@@ -420,7 +428,7 @@ fn a_large_set_is_one_row() {
         .map(|i| IpNet::new(Ipv4Addr::from(i << 12).into(), 21 + (i % 8) as u8).unwrap())
         .collect();
     let mut set = rule(1, Action::Deny, RuleKind::Set, &[], NO_END);
-    set.prefixes = prefixes;
+    set.prefixes = prefixes.into();
     let input = Input {
         ports: vec![tcp(11434)],
         rules: vec![set, typed(2, Action::Allow, "0.0.0.0/0", NO_END)],
@@ -531,7 +539,7 @@ fn any_rule() -> impl Strategy<Value = InputRule> {
             let action = if kind == RuleKind::Name { Action::Allow } else { action };
             let id = RuleId(String::new());
             let via = via.map(|name| name.parse().unwrap());
-            InputRule { id, action, kind, prefixes, ports, via, until_ns }
+            InputRule { id, action, kind, prefixes: prefixes.into(), ports, via, until_ns }
         })
 }
 
@@ -564,7 +572,7 @@ fn any_aliases() -> impl Strategy<Value = BTreeMap<GuardedPort, GuardedPort>> {
 
 /// The first and last address of every prefix, and their neighbours outside.
 fn addresses(input: &Input) -> Vec<IpAddr> {
-    let prefixes = input.rules.iter().flat_map(|rule| &rule.prefixes);
+    let prefixes = input.rules.iter().flat_map(|rule| &*rule.prefixes);
     let mut addresses = vec![ip("127.0.0.1"), ip("::1"), ip("192.0.2.1"), ip("2001:db8::1")];
     for prefix in prefixes.chain(&input.local).chain(&input.guests) {
         addresses.extend([prefix.network(), prefix.broadcast()]);
@@ -585,7 +593,8 @@ fn moved(address: IpAddr, by: i8) -> IpAddr {
 fn around(input: &Input, inner: IpNet) -> Input {
     let mut input = input.clone();
     for rule in &mut input.rules {
-        rule.prefixes.retain(|prefix| prefix.contains(&inner));
+        rule.prefixes =
+            rule.prefixes.iter().filter(|prefix| prefix.contains(&inner)).copied().collect();
     }
     input.local.retain(|prefix| prefix.contains(&inner));
     input

@@ -1,9 +1,7 @@
 //! Ends the open connections of those whom the policy in force stops: a service goes on generating for a connection that is
 //! merely silenced.
 
-use tokio::sync::watch;
-
-use super::{Engine, Settings};
+use super::{core::Core, settings::Settings};
 use crate::{
     control::Failure,
     host::{
@@ -29,7 +27,7 @@ pub struct Ended {
     pub notes: Vec<String>,
 }
 
-impl Engine {
+impl Core {
     /// Ends the open connections that the policy in force stops; none while packets are only counted. To be called once it
     /// is in force: who is cut does not come back then.
     pub(super) fn cut(&self) -> Cut {
@@ -58,7 +56,7 @@ impl Engine {
         }))
     }
 
-    /// As [`Engine::cut`], when a rule or the time of observing has ended in the kernel since a moment. Says when something ends
+    /// As [`Core::cut`], when a rule or the time of observing has ended in the kernel since a moment. Says when something ends
     /// next.
     ///
     /// # Errors
@@ -80,12 +78,6 @@ impl Engine {
         };
         let observing = Some(header.observe_until_ns).filter(|end_ns| *end_ns > after_ns);
         Ok(observing.into_iter().chain(tables.next_end(after_ns)).min())
-    }
-
-    /// Counts the policies that this engine has put in force.
-    #[must_use]
-    pub fn policies(&self) -> watch::Receiver<u64> {
-        self.policies.subscribe()
     }
 
     /// Where the backstop that is attached judges.

@@ -4,11 +4,16 @@ use std::{env, net::IpAddr};
 
 use guard_common::packet::Protocol;
 
-use super::{Engine, Facts, Settings, coverage, cutting};
+use super::{
+    core::{Basis, Core},
+    coverage, cutting,
+    facts::Facts,
+    settings::Settings,
+};
 use crate::{
-    compile::{self, Tables},
+    compile::Tables,
     config::LocalSources,
-    control::{Control, Failure},
+    control::Failure,
     host::{
         reserved_ports,
         sockets::{
@@ -27,35 +32,28 @@ use crate::{
 /// Ollama's, the port of the service that guard knows.
 const KNOWN_SERVICE: GuardedPort = GuardedPort { protocol: Protocol::Tcp, number: 11434 };
 
-impl Engine {
-    /// Loads or adopts the programs, puts the policy in force, and covers sockets and interfaces, in this order: tables are
-    /// whole before anything is armed. Returns what to tell whoever started it.
-    ///
-    /// # Errors
-    /// When something is bad (nothing has changed then), or the kernel refuses the programs. An interface or a backstop
-    /// that could not be covered is no error: it is named in the message and by `guard status`.
-    pub fn start(&mut self, flags: RunFlags, yes: bool) -> Result<Startup, Failure> {
+impl Core {
+    /// See [`super::Engine::start`]. Also returns what did not work.
+    pub fn start(&mut self, flags: RunFlags, yes: bool) -> Result<(Startup, Vec<String>), Failure> {
         probe::check()?;
         // All that can be refused comes before anything is touched.
         let settings = Settings::new(super::settings::load(&self.place)?, &flags)?;
         let mut state = State { run: flags, ..self.state.clone() };
         self.is_daemon = true;
-        self.keeps_ports = false;
         let facts = Facts::gather(&settings.config)?;
-        let whole = self.policy(&settings, &state)?;
         for rule in &settings.flag_rules {
             policy::check_wide(rule.action, &rule.source, yes)?;
         }
-        let input = self.input(&settings, &whole, &facts)?;
-        let tables = compile::compile(&input)?;
-        check_sessions(&self.newly_guarded(&settings)?, &tables, &settings, yes)?;
-        let peers = peers_cut(&tables, &settings);
-        let exposed = sockets::listeners(&input.every_port());
+        let mut policy = self.prepare(&settings, &state, &facts, Basis::anew())?;
+        let tables = policy.ready.tables();
+        check_sessions(&self.newly_guarded(&settings)?, tables, &settings, yes)?;
+        let peers = peers_cut(tables, &settings);
+        let exposed = sockets::listeners(&policy.input.every_port());
 
         let loaded = load::load(&self.pins)?;
         self.maps = Some(PolicyMaps::open(&self.pins)?);
-        let terms = self.terms(&input, &settings, &state)?;
-        if let Err(failure) = self.put(input, terms) {
+        policy.terms = self.terms(&policy.input, &settings, &state)?;
+        if let Err(failure) = self.put(policy) {
             if !loaded.adopted {
                 self.maps = None;
                 self.pins.remove_all()?;
@@ -74,26 +72,23 @@ impl Engine {
         problems.extend(coverage::cover(&self.pins, &settings.config, &facts)?);
         problems.extend(reserve_ports(&settings, &mut state));
         // Again, now that it is known whether there is a backstop to leave the undecidable to.
-        self.change(&settings, state)?;
-        self.settings = settings;
+        self.carry_out(self.plan(settings, state, self.basis()?)?)?;
         let cut = self.cut();
         problems.extend(cut.problems.iter().cloned());
 
         for problem in &problems {
             log::warn!("{problem}");
         }
-        self.told = problems;
-        self.hooks = self.hooks_in_place()?;
-        let status = self.status()?;
-        Ok(Startup {
-            status,
+        let startup = Startup {
+            status: self.status()?,
             exposed,
             peers,
             cut: cut.peers,
             rules: self.rules()?,
             containers: self.settings.config.local == LocalSources::HostAndContainers,
             adopted,
-        })
+        };
+        Ok((startup, problems))
     }
 
     fn cover_sockets(&mut self, settings: &Settings) -> Result<(), Failure> {

@@ -2,7 +2,7 @@
 
 use guard_common::abi::NO_END;
 
-use super::{Engine, Facts, coverage, probe};
+use super::{core::Core, coverage, facts::Facts};
 use crate::{
     control::{BackstopStatus, Enforcement, EventTotals, Failure, Mode, PublishedPort, Status},
     events::BootClock,
@@ -10,21 +10,21 @@ use crate::{
         cgroup::Scope,
         forwarders::{self, Aliases},
     },
-    kernel::{KernelError, attach, counters::Counters, links, tables::PolicyMaps},
+    kernel::{KernelError, attach, counters::Counters, links, probe, tables::PolicyMaps},
     output,
     rule::GuardedPort,
 };
 
 /// # Errors
 /// When the kernel's lists can't be walked or the host not be asked.
-pub fn status(engine: &Engine) -> Result<Status, Failure> {
-    let config = &engine.settings.config;
+pub fn status(core: &Core) -> Result<Status, Failure> {
+    let config = &core.settings.config;
     let facts = Facts::gather(config)?;
-    let links = links::ours(&engine.pins)?;
-    let header = engine.maps.as_ref().map(PolicyMaps::header).transpose()?.flatten();
-    let (mut interfaces, uncovered) = coverage::report(&engine.pins, config, &facts, &links)?;
+    let links = links::ours(&core.pins)?;
+    let header = core.maps.as_ref().map(PolicyMaps::header).transpose()?.flatten();
+    let (mut interfaces, uncovered) = coverage::report(&core.pins, config, &facts, &links)?;
     coverage::explain(&mut interfaces, config, &facts);
-    let backstop = backstop(engine, attach::backstop(&links));
+    let backstop = backstop(core, attach::backstop(&links));
 
     let mut missing = Vec::new();
     if header.is_none() {
@@ -39,14 +39,14 @@ pub fn status(engine: &Engine) -> Result<Status, Failure> {
     } else if backstop.scope != ROOT {
         missing.push(format!("the backstop judges {} only", backstop.scope));
     }
-    if let Some(why) = &engine.mortal {
+    if let Some(why) = &core.mortal {
         missing.push(format!("enforcement ends with the daemon: {why}"));
     }
-    if engine.pins.are_complete() != engine.maps.is_some() {
+    if core.pins.are_complete() != core.maps.is_some() {
         missing.push("some of guard's pins are missing: `guard run` makes them anew".to_owned());
     }
-    let policy = engine.policy(&engine.settings, &engine.state)?;
-    let (published, open) = published(engine, &facts, &policy.ports)?;
+    let policy = core.policy()?;
+    let (published, open) = published(core, &facts, &policy.ports)?;
     missing.extend(open);
 
     let now_ns = probe::boot_ns();
@@ -60,7 +60,7 @@ pub fn status(engine: &Engine) -> Result<Status, Failure> {
         (true, true, true) => Enforcement::Observe,
         (true, true, false) => Enforcement::Full,
     };
-    let counters = engine.maps.is_some().then(|| Counters::open(&engine.pins)).transpose()?;
+    let counters = core.maps.is_some().then(|| Counters::open(&core.pins)).transpose()?;
     Ok(Status {
         enforcement,
         missing,
@@ -69,20 +69,20 @@ pub fn status(engine: &Engine) -> Result<Status, Failure> {
             .then(|| BootClock::sample().wall(observe_until_ns))
             .flatten(),
         generation: header.map(|header| header.generation),
-        source_table_bytes: engine.maps.as_ref().map_or(0, PolicyMaps::source_table_bytes),
-        daemon: engine.is_daemon.then(std::process::id),
+        source_table_bytes: core.maps.as_ref().map_or(0, PolicyMaps::source_table_bytes),
+        daemon: core.is_daemon.then(std::process::id),
         ports: policy.ports.iter().map(ToString::to_string).collect(),
         published,
         interfaces,
         backstop,
-        outlives_daemon: engine.mortal.is_none(),
+        outlives_daemon: core.mortal.is_none(),
         rules: policy.rules.len(),
         wide_rules: policy
             .wide_rules()
             .into_iter()
             .map(|rule| format!("{} (rule {})", rule.source, rule.id))
             .collect(),
-        idle_rules: engine.views(&policy, &facts)?.iter().filter_map(output::idle).collect(),
+        idle_rules: core.views(&policy, &facts)?.iter().filter_map(output::idle).collect(),
         counters: counters.as_ref().map_or_else(|| Ok(Vec::new()), Counters::totals)?,
         events: counters.as_ref().map_or_else(|| Ok(EventTotals::default()), Counters::events)?,
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -91,11 +91,11 @@ pub fn status(engine: &Engine) -> Result<Status, Failure> {
 
 /// The published ports that are guarded, as the kernel says, and one sentence for each that should be and is not.
 fn published(
-    engine: &Engine,
+    core: &Core,
     facts: &Facts,
     guarded: &[GuardedPort],
 ) -> Result<(Vec<PublishedPort>, Vec<String>), KernelError> {
-    let Some(maps) = &engine.maps else {
+    let Some(maps) = &core.maps else {
         return Ok((Vec::new(), Vec::new()));
     };
     let in_force = maps.aliases_in_force()?;
@@ -129,9 +129,9 @@ fn published(
 const ROOT: &str = "root";
 
 /// What the backstop is attached to, which is asked of the kernel.
-fn backstop(engine: &Engine, attached: Option<u64>) -> BackstopStatus {
+fn backstop(core: &Core, attached: Option<u64>) -> BackstopStatus {
     let nothing = BackstopStatus { attached: false, scope: ROOT.to_owned(), path: None };
-    let (Some(attached), Ok(Some(root))) = (attached, engine.settings.mounted_cgroup()) else {
+    let (Some(attached), Ok(Some(root))) = (attached, core.settings.mounted_cgroup()) else {
         return nothing;
     };
     if root.id().ok() != Some(attached) {
@@ -146,7 +146,7 @@ fn backstop(engine: &Engine, attached: Option<u64>) -> BackstopStatus {
         attached: true,
         scope: match root.scope {
             Scope::Root => ROOT.to_owned(),
-            Scope::Subtree if engine.settings.config.paths.cgroup.is_some() => path.clone(),
+            Scope::Subtree if core.settings.config.paths.cgroup.is_some() => path.clone(),
             Scope::Subtree => "this container".to_owned(),
         },
         path: Some(path),

@@ -58,6 +58,29 @@ pub struct Terms {
     pub rule_count: u32,
 }
 
+/// Tables that fit, in the form in which the kernel gets them. Making it takes long for a large policy, and touches nothing.
+pub struct Ready {
+    tables: Tables,
+    lines: Vec<Line>,
+}
+
+impl Ready {
+    /// # Errors
+    /// When the kernel's tables have no room for it.
+    pub fn new(tables: Tables) -> Result<Self, KernelError> {
+        check_room(&tables)?;
+        let lines = sources::build(&tables.sources).map_err(|TooLong| {
+            KernelError::TooManyAddresses { room_mib: chunks_bytes(MAX_CHUNKS.into()) >> 20 }
+        })?;
+        Ok(Self { tables, lines })
+    }
+
+    #[must_use]
+    pub fn tables(&self) -> &Tables {
+        &self.tables
+    }
+}
+
 type Indices = BTreeMap<GuardedPort, PortIndex>;
 
 /// Names a map where one of its operations fails.
@@ -157,18 +180,15 @@ impl PolicyMaps {
     /// Puts a policy in force, whole: every packet is judged by the one before or by this one. Returns its generation.
     ///
     /// # Errors
-    /// When a table can't hold it or a map can't be written. The policy in force is as it was.
-    pub fn put_in_force(&mut self, wanted: &Tables, terms: Terms) -> Result<u64, KernelError> {
-        check_room(wanted)?;
-        let lines = sources::build(&wanted.sources).map_err(|TooLong| {
-            KernelError::TooManyAddresses { room_mib: chunks_bytes(MAX_CHUNKS.into()) >> 20 }
-        })?;
+    /// When a map can't be written. The policy in force is as it was.
+    pub fn put_in_force(&mut self, ready: Ready, terms: Terms) -> Result<u64, KernelError> {
+        let Ready { tables: wanted, lines } = ready;
         let active = self.active_slot()?;
         let slot = active.map_or(0, |active| (active + 1) % POLICY_SLOTS);
         // A packet that came in before the last swap may still be walking this slot.
         wait_for_packets()?;
 
-        self.write_slot(slot, wanted, &lines)?;
+        self.write_slot(slot, &wanted, &lines)?;
         let generation = self.newest_generation()? + 1;
         let header = PolicyHeader {
             generation,
@@ -185,7 +205,7 @@ impl PolicyMaps {
         self.policy.set(slot, header, 0).map_err(failed(map::POLICY, "written"))?;
         // From here on packets see it.
         self.active.set(0, slot + 1, 0).map_err(failed(map::ACTIVE, "written"))?;
-        self.put = Some(wanted.clone());
+        self.put = Some(wanted);
         if let Some(before) = active
             && let Err(error) = self.give_back(before)
         {

@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -54,31 +55,28 @@ impl From<SetError> for Failure {
 /// The sets as they were when they were read. They are read again by a reload only, so that no other change
 /// puts a file's newer contents in force by the way.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Sets(HashMap<PathBuf, Vec<IpNet>>);
+pub struct Sets(HashMap<PathBuf, Arc<[IpNet]>>);
 
 impl Sets {
-    /// Reads the sets of these rules that have not been read.
+    /// These, and the sets of these rules that have not been read.
     ///
     /// # Errors
     /// When one can't be read or holds anything but prefixes.
-    pub fn complete(&mut self, rules: &[Rule]) -> Result<(), SetError> {
+    pub fn completed(mut self, rules: &[Rule]) -> Result<Self, SetError> {
         for rule in rules {
             if let Source::File(path) = &rule.source
                 && !self.0.contains_key(path)
             {
-                self.0.insert(path.clone(), read(path)?);
+                self.0.insert(path.clone(), read(path)?.into());
             }
         }
-        Ok(())
+        Ok(self)
     }
 
     /// # Errors
     /// [`SetError::NotRead`].
-    pub fn prefixes(&self, path: &Path) -> Result<&[IpNet], SetError> {
-        self.0
-            .get(path)
-            .map(Vec::as_slice)
-            .ok_or_else(|| SetError::NotRead { path: path.to_owned() })
+    pub fn prefixes(&self, path: &Path) -> Result<Arc<[IpNet]>, SetError> {
+        self.0.get(path).cloned().ok_or_else(|| SetError::NotRead { path: path.to_owned() })
     }
 }
 
@@ -150,12 +148,11 @@ mod tests {
         let path = directory.path().join("set.txt");
         fs::write(&path, "192.0.2.0/24").unwrap();
         let rules = [rule("1", Action::Allow, &format!("@{}", path.display()))];
-        let mut sets = Sets::default();
-        sets.complete(&rules).unwrap();
+        let sets = Sets::default().completed(&rules).unwrap();
         fs::remove_file(&path).unwrap();
-        sets.complete(&rules).unwrap();
+        let sets = sets.completed(&rules).unwrap();
         assert_eq!(sets.prefixes(&path).unwrap().len(), 1);
-        assert!(Sets::default().complete(&rules).is_err());
+        assert!(Sets::default().completed(&rules).is_err());
         assert!(Sets::default().prefixes(&path).is_err());
     }
 }
