@@ -15,7 +15,7 @@ use crate::{
     api,
     config::Config,
     control::{Control, Failure},
-    engine::{Engine, Place},
+    engine::{self, Engine, Place},
     events::{self, BootClock, Hub},
     follow,
     host::{forwarders::Watch, netlink},
@@ -69,7 +69,7 @@ pub fn run(place: &Place, flags: RunFlags, yes: bool) -> Result<(), Failure> {
         output::print(&startup::render(&message, &output::view_of(&io::stdout())))?;
         let engine = Arc::new(engine);
         let binds = engine.follow_binds();
-        give_memory_back();
+        engine::give_memory_back();
         serve(listener, engine, ring, binds).await
     })?;
     match ended {
@@ -80,15 +80,6 @@ pub fn run(place: &Place, flags: RunFlags, yes: bool) -> Result<(), Failure> {
         Ended::Stopped => log::warn!("stopped: nothing is enforced any more"),
     }
     Ok(())
-}
-
-/// Loading takes far more memory than what is to be done from now on.
-fn give_memory_back() {
-    // SAFETY: it touches nothing but what is free.
-    #[cfg(target_env = "gnu")]
-    unsafe {
-        libc::malloc_trim(0);
-    }
 }
 
 /// Says so at once where a daemon answers; one that holds the lock and does not answer is met when the lock is taken.

@@ -71,6 +71,15 @@ struct Following {
     hooks: usize,
 }
 
+/// Loading programs, and reading files and compiling what they hold, takes far more memory than what is kept of it.
+pub fn give_memory_back() {
+    // SAFETY: it touches nothing but what is free.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// One guard on this host.
 pub struct Engine {
     /// Held through every change, from the reading of what is to change to the last word about it, so that nothing else changes
@@ -306,6 +315,7 @@ impl Control for Engine {
             planned
         };
         let generation = self.carry_out(planned)?;
+        give_memory_back();
         let mut notes = Vec::new();
         if generation.is_some() {
             notes.extend(self.write()?.reserve_ports()?);

@@ -1,7 +1,9 @@
 //! Waiting for what happens soon, on a machine that may be busy.
 
 use std::{
-    env, thread,
+    env,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -33,5 +35,15 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     while !holds() {
         assert!(Instant::now() < deadline, "after {patience:?} it still is not so that {what}");
         thread::sleep(INTERVAL);
+    }
+}
+
+/// Tells what goes on beside a test that it is over, also when the test fails: it would be waited for else.
+#[derive(Debug)]
+pub struct EndOnDrop<'a>(pub &'a AtomicBool);
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }

@@ -13,7 +13,7 @@ use guard_tests::{
     lab::{Lab, OLLAMA, SERVER},
     on_each_hook,
     product::{Attach, counted, has_pins},
-    wait::until,
+    wait::{EndOnDrop, until},
     wire,
 };
 
@@ -134,7 +134,6 @@ fn a_restart_leaves_no_gap(attach: Attach) {
             }
             sent
         });
-        // The sender must end, also when this thread's part of the test fails.
         let end = EndOnDrop(&over);
         guard.kill();
         guard.start();
@@ -148,14 +147,6 @@ fn a_restart_leaves_no_gap(attach: Attach) {
     guard.expect_counted(attach.hook(), "drop", "no-rule", sent.into());
     assert_eq!(lab.server.half_open_connections(OLLAMA), 0);
     assert!(listener.reached_by().is_empty());
-}
-
-struct EndOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for EndOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 #[test]

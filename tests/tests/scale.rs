@@ -1,0 +1,116 @@
+//! Policies of a million prefixes.
+
+use std::{
+    fs,
+    net::Ipv4Addr,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
+
+use guard::{api::client::Client, control::Control};
+use guard_tests::{
+    lab::{CLIENT, Lab, OLLAMA, SERVER},
+    product::Attach,
+    wait::EndOnDrop,
+    wire,
+};
+
+/// The most that a file may hold.
+const MILLION: usize = 1_000_000;
+
+/// How often the lists are exchanged.
+const EXCHANGES: usize = 4;
+
+/// Questions that are answered while one exchange is under way. Where they had to wait for its end, it would be one, and one more
+/// that was there first.
+const QUESTIONS: usize = 5;
+
+/// A million prefixes of a length, scattered over all of IPv4. They hold the client and nobody else of its network.
+fn write_list(path: &Path, length: u32) {
+    // An odd factor leaves no two numbers the same below a power of two.
+    let scattered = |number: u32| number.wrapping_mul(0x9e37_79b1) << (32 - length);
+    let network = u32::from(CLIENT.v4) >> 16;
+    let apart = (0..).map(scattered).filter(|address| address >> 16 != network);
+    let lines = apart.map(|address| format!("{}/{length}\n", Ipv4Addr::from(address)));
+    let lines = lines.take(MILLION - 1).chain([format!("{}\n", CLIENT.v4)]);
+    fs::write(path, lines.collect::<String>()).expect("the list is written");
+}
+
+#[test]
+fn a_million_prefixes_are_exchanged_while_packets_pass_and_questions_are_answered() {
+    let lab =
+        Lab::new("a_million_prefixes_are_exchanged_while_packets_pass_and_questions_are_answered");
+    let listener = lab.serve();
+    let lists = [28, 24].map(|length| {
+        let path = lab.directory().join(format!("of-{length}"));
+        write_list(&path, length);
+        path
+    });
+    let rule = |list: &Path| format!("[[rule]]\nallow = \"@{}\"", list.display());
+    let guard = lab.start_guard(Attach::Tcx, &rule(&lists[0]));
+    let server = SERVER.v4_at(OLLAMA);
+    lab.client.expect_answer(server);
+    let wire = lab.wire();
+    let is_over = AtomicBool::new(false);
+    let outsiders = || {
+        let mut sent = 0_u64;
+        while !is_over.load(Ordering::Relaxed) {
+            sent += 1;
+            let [.., third, fourth] = (sent as u16).to_be_bytes();
+            let outsider = Ipv4Addr::new(10, 77, third | 1, fourth);
+            wire.send(&wire::syn((outsider, 40_000).into(), server));
+            // The processors have other things to do.
+            thread::sleep(Duration::from_micros(200));
+        }
+        sent
+    };
+    let insiders = || {
+        let mut answered = 0_u64;
+        while !is_over.load(Ordering::Relaxed) {
+            lab.client.expect_answer(server);
+            answered += 1;
+        }
+        answered
+    };
+
+    let (sent, answered) = thread::scope(|scope| {
+        let outsiders = scope.spawn(outsiders);
+        let insiders = scope.spawn(insiders);
+        let end = EndOnDrop(&is_over);
+        for round in 1..=EXCHANGES {
+            let before = guard.generation();
+            guard.configure(&rule(&lists[round % lists.len()]));
+            let is_exchanged = AtomicBool::new(false);
+            let client = Client::connect(&guard.socket()).expect("the daemon can be asked");
+            let client = client.expect("a daemon is there");
+            let questions = thread::scope(|scope| {
+                let questions = scope.spawn(|| {
+                    let mut answered = 0;
+                    while !is_exchanged.load(Ordering::Relaxed) {
+                        let status = client.status().expect("the daemon answers");
+                        assert!(status.generation >= Some(before));
+                        answered += 1;
+                    }
+                    answered
+                });
+                let end = EndOnDrop(&is_exchanged);
+                guard.tell(&["reload"]);
+                drop(end);
+                questions.join().expect("the questions are answered")
+            });
+            assert!(guard.generation() > before);
+            println!("exchange {round}: {questions} questions were answered meanwhile");
+            assert!(questions > QUESTIONS, "{questions} questions were answered meanwhile");
+        }
+        drop(end);
+        (outsiders.join().expect("they send"), insiders.join().expect("they are answered"))
+    });
+
+    guard.expect_counted("tcx", "drop", "no-rule", sent);
+    let reached = listener.reached_by();
+    assert_eq!(reached.len() as u64, answered + 1);
+    assert!(reached.iter().all(|peer| CLIENT.has(peer.ip())), "{reached:?}");
+    println!("{answered} calls were answered and {sent} packets dropped meanwhile");
+}
