@@ -26,6 +26,9 @@ use crate::{
 /// The file's name in the state directory.
 pub const FILE_NAME: &str = "state.json";
 
+/// What it is called while it is written.
+const FRESH_NAME: &str = ".state.json.new";
+
 /// The number of this format.
 const VERSION: u32 = 1;
 
@@ -199,8 +202,14 @@ impl State {
         DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
         let mut text = serde_json::to_string_pretty(&self.to_stored())?;
         text.push('\n');
-        // Only its owner can read a temporary file.
-        let mut file = tempfile::Builder::new().prefix(".state-").tempfile_in(directory)?;
+        // Of one name, so that one which a crash has left is not there for ever.
+        match fs::remove_file(directory.join(FRESH_NAME)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        // Only its owner can read it, and it goes where it can't be written.
+        let mut fresh = tempfile::Builder::new();
+        let mut file = fresh.prefix(FRESH_NAME).rand_bytes(0).tempfile_in(directory)?;
         file.write_all(text.as_bytes())?;
         file.as_file().sync_all()?;
         file.persist(directory.join(FILE_NAME))?;

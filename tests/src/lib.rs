@@ -24,6 +24,7 @@ pub mod foreign;
 pub mod forwarder;
 pub mod fuzz;
 pub mod http;
+pub mod interrupt;
 pub mod kernel;
 pub mod lab;
 pub mod listener;

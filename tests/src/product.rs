@@ -23,7 +23,9 @@ use rustix::{
 use serde_json::Value;
 
 use crate::{
-    cgroup, command, kernel,
+    cgroup, command,
+    interrupt::Interrupter,
+    kernel,
     lab::Lab,
     lock::NameLock,
     machine::Machine,
@@ -155,6 +157,8 @@ pub struct Guard<'lab> {
     has_cgroups: bool,
     /// Words before the daemon's command line: what starts it somewhere else.
     scene: Vec<String>,
+    /// What sees the daemon's steps.
+    interrupter: Option<Interrupter>,
 }
 
 impl<'lab> Guard<'lab> {
@@ -167,6 +171,7 @@ impl<'lab> Guard<'lab> {
             own_cgroup: true,
             has_cgroups: true,
             scene: Vec::new(),
+            interrupter: None,
         };
         guard.configure(configuration);
         guard
@@ -178,6 +183,13 @@ impl<'lab> Guard<'lab> {
     pub fn at_the_root(mut self, configuration: &str) -> Self {
         self.own_cgroup = false;
         self.configure(configuration);
+        self
+    }
+
+    /// With daemons that can be killed at each of their steps.
+    #[must_use]
+    pub fn interrupted_by(mut self, interrupter: &Interrupter) -> Self {
+        self.interrupter = Some(interrupter.clone());
         self
     }
 
@@ -291,6 +303,13 @@ impl<'lab> Guard<'lab> {
         });
     }
 
+    /// Starts the daemon, which is to be killed at one of its steps.
+    #[track_caller]
+    pub fn start_to_die(&self) {
+        self.spawn(&[]);
+        self.wait_for_end();
+    }
+
     #[track_caller]
     fn spawn(&self, flags: &[&str]) -> u32 {
         assert!(!self.daemon_runs(), "a daemon runs already");
@@ -302,14 +321,13 @@ impl<'lab> Guard<'lab> {
         let also_log = log
             .try_clone()
             .unwrap_or_else(|error| panic!("the daemon's log can't be opened twice: {error}"));
-        let daemon = self
-            .daemon_command()
-            .args(flags)
-            .stdin(Stdio::null())
-            .stdout(log)
-            .stderr(also_log)
-            .spawn()
-            .unwrap_or_else(|error| panic!("`guard run` can't be started: {error}"));
+        let mut command = self.daemon_command();
+        command.args(flags).stdin(Stdio::null()).stdout(log).stderr(also_log);
+        let daemon = match &self.interrupter {
+            Some(interrupter) => interrupter.spawn(&mut command),
+            None => command.spawn(),
+        };
+        let daemon = daemon.unwrap_or_else(|error| panic!("`guard run` can't be started: {error}"));
         let pid = daemon.id();
         self.daemon.replace(Some(daemon));
         pid

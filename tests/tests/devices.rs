@@ -570,7 +570,7 @@ fn tunnels_work_without_a_backstop() {
 fn a_packet_in_a_tunnel_that_looks_like_a_frame_is_judged() {
     const PORT: u16 = 0x2c06;
     // Of its own type, and with that of Ethernet devices, which whoever holds its other end can give it.
-    for (attach, claims) in [(Attach::Tcx, false), (Attach::Tcx, true), (Attach::Generic, true)] {
+    for (attach, claims) in [(Attach::Auto, false), (Attach::Auto, true), (Attach::Generic, true)] {
         let lab = Lab::new("a_packet_that_looks_like_a_frame");
         let Ok(tunnel) = Tunnel::make(&lab.server, "t21") else {
             return kernel::skip(

@@ -1,7 +1,7 @@
-//! Policies of a million prefixes.
+//! Policies of a million prefixes, and thousands of them in a row.
 
 use std::{
-    fs,
+    fs, mem,
     net::Ipv4Addr,
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
@@ -13,7 +13,7 @@ use guard::{api::client::Client, control::Control};
 use guard_tests::{
     lab::{CLIENT, Lab, OLLAMA, SERVER},
     product::Attach,
-    wait::EndOnDrop,
+    wait::{EndOnDrop, until},
     wire,
 };
 
@@ -113,4 +113,73 @@ fn a_million_prefixes_are_exchanged_while_packets_pass_and_questions_are_answere
     assert_eq!(reached.len() as u64, answered + 1);
     assert!(reached.iter().all(|peer| CLIENT.has(peer.ip())), "{reached:?}");
     println!("{answered} calls were answered and {sent} packets dropped meanwhile");
+}
+
+#[test]
+fn thousands_of_exchanges_let_in_nobody_else_and_lose_nothing() {
+    const EXCHANGES: u64 = 2_000;
+    let lab = Lab::new("thousands_of_exchanges_let_in_nobody_else_and_lose_nothing");
+    let listener = lab.serve();
+    // Both let in the client, each one more, and neither all others.
+    let by_turns = [11, 12].map(|host| Ipv4Addr::new(10, 77, 0, host));
+    let outsider = Ipv4Addr::new(10, 77, 0, 13);
+    let policies =
+        by_turns.map(|source| format!("[[rule]]\nallow = [\"{}\", \"{source}\"]", CLIENT.v4));
+    let guard = lab.start_guard(Attach::Tcx, &policies[0]);
+    let client = Client::connect(&guard.socket()).expect("the daemon can be asked");
+    let client = client.expect("a daemon is there");
+    let server = SERVER.v4_at(OLLAMA);
+    let wire = lab.wire();
+    let is_over = AtomicBool::new(false);
+    let senders = || {
+        let mut sent = 0_u64;
+        while !is_over.load(Ordering::Relaxed) {
+            for source in by_turns.into_iter().chain([outsider]) {
+                // Of no connection, so that what was decided of it before may be remembered.
+                wire.send(&wire::stray((source, 40_000).into(), server, 60));
+            }
+            sent += 1;
+            thread::sleep(Duration::from_micros(500));
+        }
+        sent
+    };
+    let insiders = || {
+        let mut answered = 0_u64;
+        while !is_over.load(Ordering::Relaxed) {
+            lab.client.expect_answer(server);
+            answered += 1;
+            // A port is not free again for a minute.
+            thread::sleep(Duration::from_millis(5));
+        }
+        answered
+    };
+
+    let (sent, answered) = thread::scope(|scope| {
+        let senders = scope.spawn(senders);
+        let insiders = scope.spawn(insiders);
+        let end = EndOnDrop(&is_over);
+        for exchange in 1..=EXCHANGES {
+            guard.configure(&policies[exchange as usize % policies.len()]);
+            let change = client.reload().expect("the policy is put in force");
+            assert!(change.generation > Some(exchange));
+        }
+        drop(end);
+        (senders.join().expect("they send"), insiders.join().expect("they are answered"))
+    });
+
+    // Of each pair one is dropped, and the outsider's packet. A pair may lie on both sides of an exchange.
+    let mut dropped = 0;
+    until("what was sent has been counted", || {
+        let before = mem::replace(&mut dropped, guard.counted("tcx", "drop", "no-rule"));
+        dropped == before
+    });
+    println!(
+        "{EXCHANGES} exchanges: {answered} calls answered, {dropped} of {} packets dropped",
+        3 * sent
+    );
+    assert!(sent > EXCHANGES, "{sent} is too few to say anything");
+    assert!(dropped.abs_diff(2 * sent) <= EXCHANGES, "{dropped} of {sent} times 3");
+    let reached = listener.reached_by();
+    assert_eq!(reached.len() as u64, answered);
+    assert!(reached.iter().all(|peer| CLIENT.has(peer.ip())), "{reached:?}");
 }
