@@ -98,6 +98,8 @@ pub enum StateError {
     NotMoved { path: PathBuf, to: PathBuf, source: io::Error },
     #[error("the state file {} can't be written: {source}", .path.display())]
     NotWritten { path: PathBuf, source: io::Error },
+    #[error("the state file {} is a newer guard's (version {version} of the format, and this one knows {VERSION})", .path.display())]
+    Newer { path: PathBuf, version: u32 },
 }
 
 impl StateError {
@@ -112,6 +114,10 @@ impl StateError {
             Self::NotWritten { path, .. } => format!(
                 "See that {} is writable and its file system has room.",
                 directory_of(path).display()
+            ),
+            Self::Newer { path, .. } => format!(
+                "Use the newer guard, or move {} away: the rules made by command are in it.",
+                path.display()
             ),
         }
     }
@@ -189,7 +195,11 @@ impl State {
     /// When it can't be written, or what is there not be kept; the file is as it was then.
     pub fn save(&self, directory: &Path, now: Timestamp) -> Result<(), StateError> {
         let path = directory.join(FILE_NAME);
-        if matches!(read(&path), Ok(Err(_))) {
+        let held = read(&path);
+        if let Err(newer @ StateError::Newer { .. }) = held {
+            return Err(newer);
+        }
+        if matches!(held, Ok(Err(_))) {
             let to = directory.join(format!("{FILE_NAME}.bad-{}", now.as_second()));
             if let Err(source) = fs::rename(&path, &to) {
                 return Err(StateError::NotMoved { path, to, source });
@@ -243,7 +253,12 @@ impl State {
 /// The state in a file, or why it is none.
 fn read(path: &Path) -> Result<Result<State, String>, StateError> {
     Ok(match bounded_file::read(path, MAX_BYTES) {
-        Ok(bytes) => understand(&bytes),
+        Ok(bytes) => match newer_version(&bytes) {
+            Some(version) => {
+                return Err(StateError::Newer { path: path.to_owned(), version });
+            }
+            None => understand(&bytes),
+        },
         Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
             Ok(State::default())
         }
@@ -252,6 +267,12 @@ fn read(path: &Path) -> Result<Result<State, String>, StateError> {
             return Err(StateError::Unreadable { path: path.to_owned(), error: error.to_string() });
         }
     })
+}
+
+/// The version of a file that a newer guard has written: it is not damaged, and not ours to put aside.
+fn newer_version(bytes: &[u8]) -> Option<u32> {
+    let AnyVersion { version } = serde_json::from_slice(bytes).ok()?;
+    (version > VERSION).then_some(version)
 }
 
 /// The state in a file's bytes, or why it is none. The bytes are not quoted: they may be anything.
@@ -430,14 +451,28 @@ mod tests {
     }
 
     #[test]
+    fn a_newer_guards_file_is_refused_and_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let text = saved().replace("\"version\": 1", "\"more\": [], \"version\": 2");
+        fs::write(directory.path().join(FILE_NAME), &text).unwrap();
+        let refusals =
+            [load(directory.path()).map(drop), save(&full(), directory.path())].map(Result::err);
+        for refusal in refusals {
+            assert!(matches!(refusal, Some(StateError::Newer { version: 2, .. })), "{refusal:?}");
+        }
+        assert_eq!(fs::read_to_string(directory.path().join(FILE_NAME)).unwrap(), text);
+        assert_eq!(names(directory.path()), [FILE_NAME]);
+    }
+
+    #[test]
     fn a_foreign_file_is_moved_aside_whole() {
         let text = saved();
         assert_moved_aside(b"");
         assert_moved_aside(b"[]");
         assert_moved_aside(b"\xff\xfe");
         let warning =
-            assert_moved_aside(text.replace("\"version\": 1", "\"version\": 2").as_bytes());
-        assert!(warning.contains("version 2 of the format"), "{warning}");
+            assert_moved_aside(text.replace("\"version\": 1", "\"version\": 0").as_bytes());
+        assert!(warning.contains("version 0 of the format"), "{warning}");
         assert_moved_aside(text.replace("\"next_rule\"", "\"next\"").as_bytes());
         assert_moved_aside(text.replace("\"version\"", "\"more\": 1, \"version\"").as_bytes());
     }

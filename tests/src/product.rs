@@ -1,7 +1,7 @@
 //! The binary under test, as an administrator meets it: command line, configuration, output, exit codes.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     fmt, fs,
     io::{BufRead, BufReader},
     os::unix::net::UnixStream,
@@ -151,6 +151,7 @@ pub struct Guard<'lab> {
     lab: &'lab Lab,
     attach: Attach,
     daemon: RefCell<Option<Child>>,
+    build: Cell<Build>,
     /// Whether the backstop is attached to the lab's cgroup; otherwise to the root.
     own_cgroup: bool,
     /// Whether there is a tree of cgroups to attach the backstop to.
@@ -168,6 +169,7 @@ impl<'lab> Guard<'lab> {
             lab,
             attach,
             daemon: RefCell::new(None),
+            build: Cell::new(Build::Tested),
             own_cgroup: true,
             has_cgroups: true,
             scene: Vec::new(),
@@ -225,6 +227,11 @@ impl<'lab> Guard<'lab> {
         guard.scene.extend([format!("{join} && exec unshare --cgroup \"$@\""), "sh".to_owned()]);
         guard.scene.extend(inner);
         guard
+    }
+
+    /// From here on, commands and daemons are of this build.
+    pub fn use_build(&self, build: Build) {
+        self.build.set(build);
     }
 
     /// Writes the configuration: these lines, and what every test needs.
@@ -435,11 +442,11 @@ impl<'lab> Guard<'lab> {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        command(&self.lab.server, &[], &self.configuration(), arguments)
+        command(self.build.get(), &self.lab.server, &[], &self.configuration(), arguments)
     }
 
     fn daemon_command(&self) -> Command {
-        command(&self.lab.server, &self.scene, &self.configuration(), &["run"])
+        command(self.build.get(), &self.lab.server, &self.scene, &self.configuration(), &["run"])
     }
 
     /// `guard status`, which also agrees with its exit code.
@@ -585,6 +592,7 @@ const AS_LOGGED_IN: [&str; 4] = ["sh", "-c", "ulimit -l 64 && exec \"$@\"", "sh"
 
 /// A guard command on a machine. The process dies with the thread that starts it, also when that is killed.
 fn command(
+    build: Build,
     machine: &Machine,
     scene: &[String],
     configuration: &Path,
@@ -597,7 +605,7 @@ fn command(
         .arg(format!("--net={}", machine.netns_path().display()))
         .args(scene)
         .args(AS_LOGGED_IN.into_iter().filter(|_| kernel::counts_locked_memory()))
-        .arg(binary())
+        .arg(build.binary())
         .arg("--config")
         .arg(configuration)
         .args(arguments)
@@ -645,18 +653,30 @@ fn read_all(mut pipe: impl std::io::Read) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// The binary under test.
-fn binary() -> PathBuf {
-    let path = std::env::var_os("GUARD_BIN").map(PathBuf::from);
-    let Some(path) = path else {
-        panic!(
-            "GUARD_BIN does not name the guard to test: `cargo xtask test` builds it and sets it"
-        )
-    };
-    // Relative to where cargo was called, not to this crate, it would mean something else.
-    assert!(path.is_absolute(), "GUARD_BIN={} is not an absolute path", path.display());
-    assert!(path.exists(), "GUARD_BIN={} does not exist", path.display());
-    path
+/// Which guard is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Build {
+    /// The one under test.
+    Tested,
+    /// Of the same source, with kernel tables of another layout.
+    NextLayout,
+}
+
+impl Build {
+    fn binary(self) -> PathBuf {
+        let variable = match self {
+            Self::Tested => "GUARD_BIN",
+            Self::NextLayout => "GUARD_NEXT_LAYOUT_BIN",
+        };
+        let path = std::env::var_os(variable).map(PathBuf::from);
+        let Some(path) = path else {
+            panic!("{variable} does not name a guard: `cargo xtask test` builds it and sets it")
+        };
+        // Relative to where cargo was called, not to this crate, it would mean something else.
+        assert!(path.is_absolute(), "{variable}={} is not an absolute path", path.display());
+        assert!(path.exists(), "{variable}={} does not exist", path.display());
+        path
+    }
 }
 
 fn state(lab: &Lab) -> PathBuf {
@@ -692,7 +712,11 @@ pub(crate) fn lift(lab: &Lab) -> Result<(), String> {
     let configuration = lab.directory().join("lift.toml");
     fs::write(&configuration, paths(lab, Some(lab.cgroup())))
         .map_err(|error| format!("{} can't be written: {error}", configuration.display()))?;
-    let output = command::output(&mut command(&lab.server, &[], &configuration, &["down"]), "");
+    // The newer one lifts what either has left.
+    let is_next = lab.pins().join("v2").exists();
+    let build = if is_next { Build::NextLayout } else { Build::Tested };
+    let mut down = command(build, &lab.server, &[], &configuration, &["down"]);
+    let output = command::output(&mut down, "");
     if !output.status.success() {
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
         return Err(format!("`guard down` failed: {errors}"));

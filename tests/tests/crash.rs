@@ -16,7 +16,7 @@ use guard_tests::{
     listener::Listener,
     machine::Reply,
     on_each_hook,
-    product::{Attach, Guard, has_pins},
+    product::{Attach, Build, Guard, has_pins},
     wait::{EndOnDrop, until},
     wire,
 };
@@ -181,6 +181,44 @@ fn a_first_start_that_dies_is_made_good_by_the_next() {
         expect_no_litter(&guard);
     }
     lab.client.expect_answer(SERVER.v4_at(OLLAMA));
+}
+
+#[test]
+fn an_upgrade_that_dies_leaves_in_force_what_was() {
+    let lab = Lab::new("an_upgrade_that_dies_leaves_in_force_what_was");
+    let listener = lab.serve();
+    let interrupter = Interrupter::default();
+    let guard = lab.guard(Attach::Tcx, "").interrupted_by(&interrupter);
+    guard.start();
+    guard.tell(&["allow", "10.77.0.1"]);
+    guard.kill();
+    guard.use_build(Build::NextLayout);
+    let mut points = points_of_start(&guard, &interrupter);
+    // Until then it is a start like others.
+    let loaded = interrupter.seen().iter().rposition(|step| *step == "load a program");
+    points.retain(|point| Some(*point) >= loaded);
+
+    for point in points {
+        guard.kill();
+        interrupter.begin(None);
+        guard.tell(&["down"]);
+        guard.use_build(Build::Tested);
+        guard.start();
+        guard.kill();
+        guard.use_build(Build::NextLayout);
+        while_outsiders_send(&lab, || {
+            interrupter.begin(Some(point));
+            guard.start_to_die();
+            lab.client.expect_answer(SERVER.v4_at(OLLAMA));
+            interrupter.begin(None);
+            guard.start();
+            lab.client.expect_answer(SERVER.v4_at(OLLAMA));
+        });
+        assert!(!lab.pins().join("v1").exists(), "killed at {point}");
+        assert_eq!(lab.server.half_open_connections(OLLAMA), 0, "killed at {point}");
+    }
+    expect_reached_by_none_but(&lab, &listener, &[CLIENT]);
+    assert_eq!(guard.rules().len(), 1);
 }
 
 #[test]

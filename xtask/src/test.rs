@@ -1,12 +1,12 @@
 //! `cargo xtask test`: every test there is, in one order, unattended.
 
-use std::{env, ffi::OsString, fs, time::Duration};
+use std::{env, ffi::OsString, fs, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
     command::{answer, run as run_command, with_variables_kept},
-    kernel_object::{Built, OBJECT_VARIABLE, build_all},
+    kernel_object::{Built, OBJECT_VARIABLE, build_all, build_next_layout},
     setup::{self, Scope},
     stamp::{self, Stamp},
     toolchain::Toolchain,
@@ -15,6 +15,9 @@ use crate::{
 
 /// Tells the end-to-end tests which program to test.
 pub const BINARY_VARIABLE: &str = "GUARD_BIN";
+
+/// Tells them which one has kernel tables of the next layout.
+const NEXT_LAYOUT_VARIABLE: &str = "GUARD_NEXT_LAYOUT_BIN";
 
 /// The runs, in order: the quick ones first, and the end-to-end tests last, so that theirs is the
 /// summary at the end. All select the same packages: cargo then builds every dependency once.
@@ -48,7 +51,8 @@ pub fn run(workspace: &Workspace, force: bool, arguments: &[OsString]) -> Result
     if arguments.is_empty() {
         stamp::forget(workspace)?;
     }
-    run_all(workspace, &built, arguments)?;
+    let next_layout = build_next_layout(workspace, &toolchain)?;
+    run_all(workspace, &built, &next_layout, arguments)?;
     if arguments.is_empty() {
         stamp::remember(workspace, stamp)?;
     }
@@ -56,7 +60,12 @@ pub fn run(workspace: &Workspace, force: bool, arguments: &[OsString]) -> Result
 }
 
 /// Runs all, also when some fail: one run then shows everything that is wrong.
-fn run_all(workspace: &Workspace, built: &Built, arguments: &[OsString]) -> Result<()> {
+fn run_all(
+    workspace: &Workspace,
+    built: &Built,
+    next_layout: &Path,
+    arguments: &[OsString],
+) -> Result<()> {
     let mut failed = Vec::new();
     for (name, selection) in RUNS {
         let mut cargo = workspace.cargo();
@@ -66,7 +75,8 @@ fn run_all(workspace: &Workspace, built: &Built, arguments: &[OsString]) -> Resu
             .arg("--")
             .args(arguments)
             .env(OBJECT_VARIABLE, &built.object)
-            .env(BINARY_VARIABLE, &built.binary);
+            .env(BINARY_VARIABLE, &built.binary)
+            .env(NEXT_LAYOUT_VARIABLE, next_layout);
         if let Err(error) = run_command(&mut cargo, name) {
             eprintln!("xtask: {error:#}");
             failed.push(name);

@@ -34,7 +34,7 @@ pub use stats::{
 };
 
 /// The number of this layout of records and maps; names the pin directory (`v1`).
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = if cfg!(feature = "next-layout") { 2 } else { 1 };
 
 /// Two copies of every policy table: packets are judged by one while the other is written.
 pub const POLICY_SLOTS: u32 = 2;
@@ -117,6 +117,10 @@ pub mod map {
 
     /// `RingBuf` of `u64`, which mean nothing: a stream socket has been bound. The daemon's own, and not pinned.
     pub const BINDS: &str = "BINDS";
+
+    /// What a layout takes over from the one before, where both have the same kind of map with keys, values and entries of the
+    /// same sizes. So what one of these holds may change its meaning only together with its size.
+    pub const KEPT: [&str; 4] = [COUNTERS, EVENT_COUNTERS, TALLIES, VOUCHED];
 
     /// What is pinned.
     pub const ALL: [&str; 18] = [

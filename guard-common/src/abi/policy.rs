@@ -53,12 +53,19 @@ pub struct PolicyHeader {
     /// 1 where no rule names an interface. Else the first is for interfaces that no rule names, the last for sockets,
     /// and each between for the interfaces that `VIAS` gives it.
     pub columns: u32,
-    pub reserved: u32,
+    pub reserved: [u32; RESERVED_WORDS],
 }
 
-const _: () = assert!(size_of::<PolicyHeader>() == 56);
+const RESERVED_WORDS: usize = if cfg!(feature = "next-layout") { 3 } else { 1 };
+
+const _: () = assert!(size_of::<PolicyHeader>() == 52 + 4 * RESERVED_WORDS);
+// Every layout begins like this, so that each guard knows its own programs whichever version has loaded them.
+const _: () = assert!(PolicyHeader::INSTANCE_AT == 16);
 
 impl PolicyHeader {
+    /// Where `instance` stands, in bytes.
+    pub const INSTANCE_AT: usize = core::mem::offset_of!(Self, instance);
+
     #[inline(always)]
     #[must_use]
     pub const fn has(&self, flag: u32) -> bool {

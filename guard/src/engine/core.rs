@@ -127,6 +127,7 @@ impl Core {
         let root = bpffs::locate(&config.paths.pins)
             .map_err(|error| Failure::failed(error.to_string(), error.fix()))?;
         let pins = Pins::new(root.path, &config.paths.pins);
+        pins.refuse_newer()?;
         let maps = pins.are_complete().then(|| PolicyMaps::open(&pins)).transpose()?;
         for warning in loaded.warning.iter().chain(&root.note) {
             log::warn!("{warning}");
@@ -282,6 +283,9 @@ impl Core {
 
     /// Compiles what a change comes to. A policy that does not compile is refused whether or not something is loaded.
     pub fn plan(&self, settings: Settings, state: State, basis: Basis) -> Result<Planned, Failure> {
+        if self.maps.is_none() {
+            self.pins.refuse_older()?;
+        }
         let facts = Facts::gather(&settings.config)?;
         let policy = self.prepare(&settings, &state, &facts, basis)?;
         Ok(Planned { policy, settings, state, facts })
@@ -413,6 +417,7 @@ impl Core {
 
     pub fn explain(&self, request: &Explain) -> Result<Explanation, Failure> {
         if self.maps.is_none() {
+            self.pins.refuse_older()?;
             return Err(KernelError::NotLoaded.into());
         }
         let facts = Facts::gather(&self.settings.config)?;

@@ -54,9 +54,9 @@ impl Core {
         self.maps = Some(PolicyMaps::open(&self.pins)?);
         policy.terms = self.terms(&policy.input, &settings, &state)?;
         if let Err(failure) = self.put(policy) {
-            if !loaded.adopted {
+            if loaded.is_new_layout {
                 self.maps = None;
-                self.pins.remove_all()?;
+                self.pins.remove()?;
             }
             return Err(failure);
         }
@@ -71,6 +71,7 @@ impl Core {
         }
         problems.extend(coverage::cover(&self.pins, &settings.config, &facts)?);
         problems.extend(reserve_ports(&settings, &mut state));
+        load::forget_older(&self.pins)?;
         // Again, now that it is known whether there is a backstop to leave the undecidable to.
         self.carry_out(self.plan(settings, state, self.basis()?)?)?;
         let cut = self.cut();

@@ -27,8 +27,13 @@ pub fn status(core: &Core) -> Result<Status, Failure> {
     let backstop = backstop(core, attach::backstop(&links));
 
     let mut missing = Vec::new();
-    if header.is_none() {
-        missing.push("no policy is in force: `guard run` puts one there".to_owned());
+    let older = core.pins.refuse_older().err().filter(|_| header.is_none());
+    match &older {
+        Some(older) => missing.push(format!("{older}: `guard run` takes it over")),
+        None if header.is_none() => {
+            missing.push("no policy is in force: `guard run` puts one there".to_owned());
+        }
+        None => {}
     }
     missing.extend(uncovered);
     if !backstop.attached {
@@ -54,7 +59,8 @@ pub fn status(core: &Core) -> Result<Status, Failure> {
     let is_observing = observe_until_ns > now_ns;
     let has_hooks =
         backstop.attached || interfaces.iter().any(|interface| interface.hook.is_some());
-    let enforcement = match (header.is_some() && has_hooks, missing.is_empty(), is_observing) {
+    let is_in_force = (header.is_some() || older.is_some()) && has_hooks;
+    let enforcement = match (is_in_force, missing.is_empty(), is_observing) {
         (false, _, _) => Enforcement::None,
         (true, false, _) => Enforcement::Partial,
         (true, true, true) => Enforcement::Observe,

@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf};
 
+use guard_common::abi::ABI_VERSION;
+
 use crate::control::Failure;
 
 /// Each says what failed; [`KernelError::fix`] says what to do.
@@ -31,6 +33,14 @@ pub enum KernelError {
     Locked { pid: u32 },
     #[error("nothing of guard is loaded in the kernel")]
     NotLoaded,
+    #[error(
+        "a newer guard is in force: its kernel tables have layout {layout}, and this one knows up to {ABI_VERSION}"
+    )]
+    Newer { layout: u32 },
+    #[error(
+        "an older guard is in force: its kernel tables have layout {layout}, and this one has {ABI_VERSION}"
+    )]
+    Older { layout: u32 },
 }
 
 impl KernelError {
@@ -57,6 +67,12 @@ impl KernelError {
                 "Change its rules with `guard allow` and `guard deny`, or end it first."
             }
             Self::NotLoaded => "Start it with `guard run`.",
+            Self::Newer { .. } => {
+                "It stays in force as it is. Use the newer guard; or lift it with the newer `guard down`, then start this one."
+            }
+            Self::Older { .. } => {
+                "It stays in force as it is. `guard run` takes it over without a gap; `guard down` lifts it."
+            }
         }
     }
 }

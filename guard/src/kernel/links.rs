@@ -8,7 +8,7 @@ use std::{
 };
 
 use aya::{
-    maps::{Array, Map, MapData},
+    maps::{MapData, MapType},
     programs::loaded_programs,
 };
 use guard_common::abi::{POLICY_SLOTS, PolicyHeader, map, program};
@@ -160,26 +160,26 @@ pub fn own_programs(instance: u64) -> Result<HashSet<u32>, KernelError> {
             continue;
         }
         let maps = info.map_ids().ok().flatten().unwrap_or_default();
-        if maps
-            .into_iter()
-            .any(|id| policy_of(id).is_some_and(|header| header.instance == instance))
-        {
+        if maps.into_iter().any(|id| is_policy_of(instance, id)) {
             ids.insert(info.id());
         }
     }
     Ok(ids)
 }
 
-/// The newest header in a map, when it is a policy map.
-fn policy_of(map_id: u32) -> Option<PolicyHeader> {
-    let data = MapData::from_id(map_id).ok()?;
-    if data.info().ok()?.name_as_str() != Some(map::POLICY) {
-        return None;
+/// Whether a map is a policy map of this guard's, in whatever layout.
+fn is_policy_of(instance: u64, map_id: u32) -> bool {
+    let Ok(map) = MapData::from_id(map_id) else { return false };
+    let Ok(info) = map.info() else { return false };
+    if info.name_as_str() != Some(map::POLICY) || info.map_type().ok() != Some(MapType::Array) {
+        return false;
     }
-    let policy: Array<MapData, PolicyHeader> = Map::Array(data).try_into().ok()?;
-    (0..POLICY_SLOTS)
-        .filter_map(|slot| policy.get(&slot, 0).ok())
-        .max_by_key(|header| header.generation)
+    // A slot that was never written holds zeros.
+    (0..info.max_entries().min(POLICY_SLOTS)).any(|slot| {
+        let value = sys::array_value(map.fd().as_fd(), slot, info.value_size());
+        let stands_at = PolicyHeader::INSTANCE_AT..PolicyHeader::INSTANCE_AT + size_of::<u64>();
+        value.is_ok_and(|value| value.get(stands_at) == Some(&instance.to_ne_bytes()))
+    })
 }
 
 /// Removes the pins of links whose interface is gone.

@@ -1,22 +1,25 @@
 //! Puts the programs and maps into the kernel and under their pins.
 
-use std::{fs, path::Path};
+use std::{collections::HashSet, fs, os::fd::AsFd, path::Path};
 
 use aya::{
     Ebpf, EbpfLoader,
+    maps::MapData,
     programs::{CgroupSkb, Program, ProgramError, SchedClassifier, Xdp},
 };
 use guard_common::abi::{map, program};
 
-use super::{KernelError, object, pins::Pins};
+use super::{KernelError, links, object, pins::Pins, sys};
 
 /// What loading came to.
 #[derive(Debug, Default)]
 pub struct Loaded {
     /// Why this kernel has no XDP program of ours; the others are there.
     pub no_xdp: Option<String>,
-    /// The maps were there already: a policy may be in force.
+    /// Maps were there already, of this layout or of an older one: a policy may be in force.
     pub adopted: bool,
+    /// None of this layout's were.
+    pub is_new_layout: bool,
 }
 
 /// Loads this binary's programs over the pinned maps, making what is missing, and pins them in place of older ones. What
@@ -26,15 +29,77 @@ pub struct Loaded {
 /// When the kernel refuses; pins that were there before are untouched.
 pub fn load(pins: &Pins) -> Result<Loaded, KernelError> {
     let object = object::object()?;
-    let adopted = pins.map(map::ACTIVE).exists();
-    let result = load_and_pin(object, pins, adopted);
-    if result.is_err() && !adopted {
+    pins.refuse_newer()?;
+    let older = pins.older()?;
+    let is_new_layout = !pins.map(map::ACTIVE).exists();
+    let loaded = take_over(object, pins, older.as_ref()).and_then(|()| load_and_pin(object, pins));
+    let result = loaded.map(|no_xdp| Loaded {
+        no_xdp,
+        adopted: !is_new_layout || older.is_some(),
+        is_new_layout,
+    });
+    if result.is_err() && is_new_layout {
         // Half a set of pins would look like something to adopt. What failed matters more than that.
-        if let Err(error) = pins.remove_all() {
+        if let Err(error) = pins.remove() {
             log::warn!("{error}");
         }
     }
     result
+}
+
+/// Pins the maps that stay the same from an older layout to this one also under this one's pins.
+fn take_over(object: &[u8], pins: &Pins, older: Option<&Pins>) -> Result<(), KernelError> {
+    let Some(older) = older else { return Ok(()) };
+    pins.make_directories()?;
+    let object =
+        aya_obj::Object::parse(object).map_err(|error| KernelError::Load(chain(&error)))?;
+    for name in map::KEPT {
+        let fresh = pins.map(name);
+        if fresh.exists() || !older.map(name).exists() {
+            continue;
+        }
+        let failed = |source| KernelError::Map { name, what: "taken over", source };
+        let held = MapData::from_pin(older.map(name)).map_err(failed)?;
+        let wanted = object.maps.get(name).ok_or(KernelError::NoObject)?;
+        let info = held.info().map_err(failed)?;
+        let is_same = (info.key_size(), info.value_size(), info.max_entries())
+            == (wanted.key_size(), wanted.value_size(), wanted.max_entries())
+            && info.map_type().is_ok_and(|kind| kind as u32 == wanted.map_type());
+        if is_same {
+            sys::pin(held.fd().as_fd(), &fresh).map_err(|source| KernelError::Pin {
+                what: "pinning a map at",
+                path: fresh,
+                source,
+            })?;
+        } else {
+            log::warn!("{name} of layout v{}: it begins anew in this one", older.layout);
+        }
+    }
+    Ok(())
+}
+
+/// Removes the pins of older layouts, once nothing of theirs is attached any more.
+///
+/// # Errors
+/// When a pin can't be removed.
+pub fn forget_older(pins: &Pins) -> Result<(), KernelError> {
+    while let Some(older) = pins.older()? {
+        let programs = Programs::open(pins)?.ids()?;
+        let links = links::ours(pins)?;
+        let left = links.iter().filter(|link| !programs.contains(&link.program_id)).count();
+        if left > 0 {
+            log::warn!(
+                "{left} hooks still judge by layout v{}: they are replaced by the next start",
+                older.layout
+            );
+            return Ok(());
+        }
+        for link in links.iter().filter(|link| !link.is_dead()) {
+            link.keep(pins)?;
+        }
+        older.remove()?;
+    }
+    Ok(())
 }
 
 /// This binary's programs, none of them loaded yet, over the pinned maps and those that are missing.
@@ -49,7 +114,8 @@ pub(super) fn over_pinned_maps(object: &[u8], pins: &Pins) -> Result<Ebpf, Kerne
     loader.load(object).map_err(|error| KernelError::Load(chain(&error)))
 }
 
-fn load_and_pin(object: &[u8], pins: &Pins, adopted: bool) -> Result<Loaded, KernelError> {
+/// Says why there is no XDP program, where there is none.
+fn load_and_pin(object: &[u8], pins: &Pins) -> Result<Option<String>, KernelError> {
     pins.make_directories()?;
     let mut ebpf = over_pinned_maps(object, pins)?;
 
@@ -58,7 +124,7 @@ fn load_and_pin(object: &[u8], pins: &Pins, adopted: bool) -> Result<Loaded, Ker
         load_program(program).map_err(|source| KernelError::Program { name, source })?;
         pin_program(program, name, pins)?;
     }
-    Ok(Loaded { no_xdp: load_xdp(&mut ebpf, pins)?, adopted })
+    load_xdp(&mut ebpf, pins)
 }
 
 /// Loads and pins the XDP program that this kernel takes, and says why when it takes none. The kernel refuses a program
@@ -157,6 +223,21 @@ impl Programs {
         )
         .map_err(failed(program::CGROUP))?;
         Ok(Self { xdp, tcx, edge, cgroup })
+    }
+
+    fn ids(&self) -> Result<HashSet<u32>, KernelError> {
+        let failed = |name| move |source| KernelError::Program { name, source };
+        let xdp = self.xdp.iter().map(|program| (program::XDP, program.info()));
+        let classifiers = [
+            (program::TCX, self.tcx.any.info()),
+            (program::TCX_ETHERNET, self.tcx.ethernet.info()),
+            (program::EDGE, self.edge.any.info()),
+            (program::EDGE_ETHERNET, self.edge.ethernet.info()),
+            (program::CGROUP, self.cgroup.info()),
+        ];
+        xdp.chain(classifiers)
+            .map(|(name, info)| info.map(|info| info.id()).map_err(failed(name)))
+            .collect()
     }
 }
 

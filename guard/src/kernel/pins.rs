@@ -9,11 +9,12 @@ use guard_common::abi::{ABI_VERSION, map, program};
 
 use super::KernelError;
 
-/// The pin directory of this layout: `<pins>/v1`.
+/// The pin directory of a layout: `<pins>/v1`.
 #[derive(Clone, Debug)]
 pub struct Pins {
     /// `<pins>`.
     root: PathBuf,
+    pub(super) layout: u32,
     /// The number that tells this guard's programs from another's, see `PolicyHeader::instance`.
     pub instance: u64,
 }
@@ -31,7 +32,7 @@ impl Pins {
             .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
                 (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
             });
-        Self { root, instance }
+        Self { root, layout: ABI_VERSION, instance }
     }
 
     #[must_use]
@@ -40,7 +41,7 @@ impl Pins {
     }
 
     fn layout(&self) -> PathBuf {
-        self.root.join(format!("v{ABI_VERSION}"))
+        self.root.join(format!("v{}", self.layout))
     }
 
     #[must_use]
@@ -70,25 +71,63 @@ impl Pins {
             && program::EVERYWHERE.iter().all(|name| self.program(name).exists())
     }
 
-    /// Other layouts' directories, which another version of guard has left.
+    /// The numbers of the layouts that other versions of guard have left, in order.
     ///
     /// # Errors
     /// When the directory can't be read.
-    pub fn other_layouts(&self) -> io::Result<Vec<PathBuf>> {
+    pub fn other_layouts(&self) -> Result<Vec<u32>, KernelError> {
+        let failed = |source| KernelError::Pin { what: "reading", path: self.root.clone(), source };
+        let entries = match fs::read_dir(&self.root) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(failed)?,
+        };
         let mut others = Vec::new();
-        match fs::read_dir(&self.root) {
-            Ok(entries) => {
-                for entry in entries {
-                    let path = entry?.path();
-                    if path != self.layout() {
-                        others.push(path);
-                    }
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
+        for entry in entries {
+            let name = entry.map_err(failed)?.file_name();
+            // What has another name is not ours.
+            let number = name.to_str().and_then(|name| name.strip_prefix('v')?.parse::<u32>().ok());
+            others.extend(number.filter(|number| *number != self.layout));
         }
+        others.sort_unstable();
         Ok(others)
+    }
+
+    /// The newest layout before this one, which an older guard has left.
+    ///
+    /// # Errors
+    /// When the directory can't be read.
+    pub fn older(&self) -> Result<Option<Self>, KernelError> {
+        let older = self.other_layouts()?.into_iter().rfind(|number| *number < self.layout);
+        Ok(older.map(|layout| Self { layout, ..self.clone() }))
+    }
+
+    /// # Errors
+    /// [`KernelError::Newer`] where a guard of a later layout is in force, which this one does not understand.
+    pub fn refuse_newer(&self) -> Result<(), KernelError> {
+        match self.other_layouts()?.last() {
+            Some(newest) if *newest > self.layout => Err(KernelError::Newer { layout: *newest }),
+            _ => Ok(()),
+        }
+    }
+
+    /// # Errors
+    /// [`KernelError::Older`] where a guard of an earlier layout is in force.
+    pub fn refuse_older(&self) -> Result<(), KernelError> {
+        match self.older()? {
+            Some(older) => Err(KernelError::Older { layout: older.layout }),
+            None => Ok(()),
+        }
+    }
+
+    /// Removes this layout's pins, and the directory where nothing else is in it.
+    ///
+    /// # Errors
+    /// When one can't be removed.
+    pub fn remove(&self) -> Result<(), KernelError> {
+        remove(self.layout())?;
+        // It stays where there is more in it.
+        let _ = fs::remove_dir(&self.root);
+        Ok(())
     }
 
     /// # Errors
@@ -109,11 +148,15 @@ impl Pins {
     /// # Errors
     /// When one can't be removed.
     pub fn remove_all(&self) -> Result<(), KernelError> {
-        match fs::remove_dir_all(&self.root) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(KernelError::Pin { what: "removing", path: self.root.clone(), source: error })
-            }
-            _ => Ok(()),
+        remove(self.root.clone())
+    }
+}
+
+fn remove(path: PathBuf) -> Result<(), KernelError> {
+    match fs::remove_dir_all(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(KernelError::Pin { what: "removing", path, source: error })
         }
+        _ => Ok(()),
     }
 }

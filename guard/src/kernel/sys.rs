@@ -280,6 +280,17 @@ pub fn map_get(map: BorrowedFd<'_>, key: u32) -> io::Result<Option<u32>> {
     }
 }
 
+/// An entry of an array, of which so many bytes are known to be its size.
+pub fn array_value(map: BorrowedFd<'_>, key: u32, value_bytes: u32) -> io::Result<Vec<u8>> {
+    let mut value = vec![0; value_bytes as usize];
+    let mut attr = zeroed();
+    attr.__bindgen_anon_2.map_fd = raw(map);
+    attr.__bindgen_anon_2.key = (&raw const key) as u64;
+    attr.__bindgen_anon_2.__bindgen_anon_1.value = value.as_mut_ptr() as u64;
+    bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr)?;
+    Ok(value)
+}
+
 pub fn map_delete(map: BorrowedFd<'_>, key: u32) -> io::Result<()> {
     let mut attr = zeroed();
     attr.__bindgen_anon_2.map_fd = raw(map);

@@ -200,7 +200,7 @@ impl PolicyMaps {
             abi_version: ABI_VERSION,
             rule_count: terms.rule_count,
             columns: wanted.columns(),
-            reserved: 0,
+            reserved: [0; _],
         };
         self.policy.set(slot, header, 0).map_err(failed(map::POLICY, "written"))?;
         // From here on packets see it.
