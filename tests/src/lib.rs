@@ -35,6 +35,7 @@ pub mod pppoe;
 pub mod product;
 pub mod rows;
 pub mod tap;
+pub mod traffic;
 pub mod wait;
 pub mod wire;
 

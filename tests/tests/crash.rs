@@ -4,9 +4,6 @@
 use std::{
     collections::{BTreeSet, HashMap},
     fs,
-    sync::atomic::{AtomicBool, Ordering},
-    thread,
-    time::Duration,
 };
 
 use guard::control::Enforcement;
@@ -17,7 +14,8 @@ use guard_tests::{
     machine::Reply,
     on_each_hook,
     product::{Attach, Build, Guard, has_pins},
-    wait::{EndOnDrop, until},
+    traffic::while_outsiders_send,
+    wait::until,
     wire,
 };
 
@@ -57,28 +55,6 @@ fn points_of(interrupter: &Interrupter, work: impl FnOnce()) -> Vec<usize> {
     let points = points(&seen);
     assert!(points.len() > 10, "{seen:?}");
     points
-}
-
-/// Outsiders send to the guarded port all the time that something is done. Returns how many packets.
-fn while_outsiders_send(lab: &Lab, work: impl FnOnce()) -> u64 {
-    let wire = lab.wire();
-    let is_over = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let sender = scope.spawn(|| {
-            let mut sent = 0_u64;
-            while !is_over.load(Ordering::Relaxed) {
-                let stranger = wire::stranger_v4(sent as u16);
-                wire.send(&wire::syn((stranger, 4242).into(), SERVER.v4_at(OLLAMA)));
-                sent += 1;
-                thread::sleep(Duration::from_micros(500));
-            }
-            sent
-        });
-        let end = EndOnDrop(&is_over);
-        work();
-        drop(end);
-        sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
 }
 
 /// Fails the test if anybody but these has reached the listener or waits to.

@@ -3,9 +3,6 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
-    thread,
-    time::Duration,
 };
 
 use guard::control::Enforcement;
@@ -13,7 +10,8 @@ use guard_tests::{
     lab::{Lab, OLLAMA, SERVER},
     on_each_hook,
     product::{Attach, counted, has_pins},
-    wait::{EndOnDrop, until},
+    traffic::while_outsiders_send,
+    wait::until,
     wire,
 };
 
@@ -120,31 +118,16 @@ fn a_restart_leaves_no_gap(attach: Attach) {
     let lab = Lab::new(&format!("a_restart_leaves_no_gap {attach}"));
     let listener = lab.serve();
     let guard = lab.start_guard(attach, "");
-    let wire = lab.wire();
-    let over = AtomicBool::new(false);
 
-    let sent = thread::scope(|scope| {
-        let sender = scope.spawn(|| {
-            let mut sent: u16 = 0;
-            while !over.load(Ordering::Relaxed) {
-                let stranger = (wire::stranger_v4(sent), 4242).into();
-                wire.send(&wire::syn(stranger, SERVER.v4_at(OLLAMA)));
-                sent += 1;
-                thread::sleep(Duration::from_millis(2));
-            }
-            sent
-        });
-        let end = EndOnDrop(&over);
+    let sent = while_outsiders_send(&lab, || {
         guard.kill();
         guard.start();
         guard.stop();
         guard.start();
-        drop(end);
-        sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     });
 
     // The counters were kept, and every packet met the same hook throughout.
-    guard.expect_counted(attach.hook(), "drop", "no-rule", sent.into());
+    guard.expect_counted(attach.hook(), "drop", "no-rule", sent);
     assert_eq!(lab.server.half_open_connections(OLLAMA), 0);
     assert!(listener.reached_by().is_empty());
 }

@@ -12,6 +12,7 @@ use std::{
 use guard::{api::client::Client, control::Control};
 use guard_tests::{
     lab::{CLIENT, Lab, OLLAMA, SERVER},
+    machine::Machine,
     product::Attach,
     wait::{EndOnDrop, until},
     wire,
@@ -36,6 +37,18 @@ fn write_list(path: &Path, length: u32) {
     let lines = apart.map(|address| format!("{}/{length}\n", Ipv4Addr::from(address)));
     let lines = lines.take(MILLION - 1).chain([format!("{}\n", CLIENT.v4)]);
     fs::write(path, lines.collect::<String>()).expect("the list is written");
+}
+
+/// Calls of the client, each of which must be answered. Returns how many.
+fn call_until(is_over: &AtomicBool, client: &Machine) -> u64 {
+    let mut answered = 0;
+    while !is_over.load(Ordering::Relaxed) {
+        client.expect_answer(SERVER.v4_at(OLLAMA));
+        answered += 1;
+        // A port is not free again for a minute.
+        thread::sleep(Duration::from_millis(5));
+    }
+    answered
 }
 
 #[test]
@@ -66,18 +79,10 @@ fn a_million_prefixes_are_exchanged_while_packets_pass_and_questions_are_answere
         }
         sent
     };
-    let insiders = || {
-        let mut answered = 0_u64;
-        while !is_over.load(Ordering::Relaxed) {
-            lab.client.expect_answer(server);
-            answered += 1;
-        }
-        answered
-    };
 
     let (sent, answered) = thread::scope(|scope| {
         let outsiders = scope.spawn(outsiders);
-        let insiders = scope.spawn(insiders);
+        let insiders = scope.spawn(|| call_until(&is_over, &lab.client));
         let end = EndOnDrop(&is_over);
         for round in 1..=EXCHANGES {
             let before = guard.generation();
@@ -143,20 +148,10 @@ fn thousands_of_exchanges_let_in_nobody_else_and_lose_nothing() {
         }
         sent
     };
-    let insiders = || {
-        let mut answered = 0_u64;
-        while !is_over.load(Ordering::Relaxed) {
-            lab.client.expect_answer(server);
-            answered += 1;
-            // A port is not free again for a minute.
-            thread::sleep(Duration::from_millis(5));
-        }
-        answered
-    };
 
     let (sent, answered) = thread::scope(|scope| {
         let senders = scope.spawn(senders);
-        let insiders = scope.spawn(insiders);
+        let insiders = scope.spawn(|| call_until(&is_over, &lab.client));
         let end = EndOnDrop(&is_over);
         for exchange in 1..=EXCHANGES {
             guard.configure(&policies[exchange as usize % policies.len()]);

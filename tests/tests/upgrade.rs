@@ -1,20 +1,13 @@
 //! A new guard over what an old one has put in force, and the other way round. Of one layout every restart is an upgrade
 //! (`a_restart_leaves_no_gap`); here the kernel tables have another one.
 
-use std::{
-    sync::atomic::{AtomicBool, Ordering},
-    thread,
-    time::Duration,
-};
-
 use guard::control::Enforcement;
 use guard_tests::{
     http,
     lab::{CLIENT, Lab, OLLAMA, SERVER},
     on_each_hook,
     product::{Attach, Build, has_pins},
-    wait::EndOnDrop,
-    wire,
+    traffic::while_outsiders_send,
 };
 
 on_each_hook!(another_layout_takes_over_without_a_gap);
@@ -24,26 +17,11 @@ fn another_layout_takes_over_without_a_gap(attach: Attach) {
     let guard = lab.start_guard(attach, "");
     guard.tell(&["allow", "10.77.0.1", "fd77::1", "--comment", "kept"]);
     let mut kept = SERVER.at(OLLAMA).map(|server| lab.client.connect(server));
-    let wire = lab.wire();
-    let is_over = AtomicBool::new(false);
 
-    let sent = thread::scope(|scope| {
-        let sender = scope.spawn(|| {
-            let mut sent = 0_u64;
-            while !is_over.load(Ordering::Relaxed) {
-                let stranger = (wire::stranger_v4(sent as u16), 4242).into();
-                wire.send(&wire::syn(stranger, SERVER.v4_at(OLLAMA)));
-                sent += 1;
-                thread::sleep(Duration::from_micros(100));
-            }
-            sent
-        });
-        let end = EndOnDrop(&is_over);
+    let sent = while_outsiders_send(&lab, || {
         guard.stop();
         guard.use_build(Build::NextLayout);
         guard.start();
-        drop(end);
-        sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     });
 
     // Counters and rules were kept, and each packet met one of the two.

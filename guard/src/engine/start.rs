@@ -71,7 +71,7 @@ impl Core {
         }
         problems.extend(coverage::cover(&self.pins, &settings.config, &facts)?);
         problems.extend(reserve_ports(&settings, &mut state));
-        load::forget_older(&self.pins)?;
+        problems.extend(load::forget_older(&self.pins)?);
         // Again, now that it is known whether there is a backstop to leave the undecidable to.
         self.carry_out(self.plan(settings, state, self.basis()?)?)?;
         let cut = self.cut();

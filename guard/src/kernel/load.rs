@@ -78,28 +78,27 @@ fn take_over(object: &[u8], pins: &Pins, older: Option<&Pins>) -> Result<(), Ker
     Ok(())
 }
 
-/// Removes the pins of older layouts, once nothing of theirs is attached any more.
+/// Removes the pins of older layouts, unless something of theirs is still attached: then it says so.
 ///
 /// # Errors
 /// When a pin can't be removed.
-pub fn forget_older(pins: &Pins) -> Result<(), KernelError> {
+pub fn forget_older(pins: &Pins) -> Result<Option<String>, KernelError> {
     while let Some(older) = pins.older()? {
         let programs = Programs::open(pins)?.ids()?;
         let links = links::ours(pins)?;
         let left = links.iter().filter(|link| !programs.contains(&link.program_id)).count();
         if left > 0 {
-            log::warn!(
-                "{left} hooks still judge by layout v{}: they are replaced by the next start",
+            return Ok(Some(format!(
+                "{left} hooks still judge by what an older guard was told last (layout {}): the next start tries again",
                 older.layout
-            );
-            return Ok(());
+            )));
         }
         for link in links.iter().filter(|link| !link.is_dead()) {
             link.keep(pins)?;
         }
         older.remove()?;
     }
-    Ok(())
+    Ok(None)
 }
 
 /// This binary's programs, none of them loaded yet, over the pinned maps and those that are missing.
