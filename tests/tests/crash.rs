@@ -47,6 +47,12 @@ fn points_of_start(guard: &Guard<'_>, interrupter: &Interrupter) -> Vec<usize> {
     points
 }
 
+/// Every other one of those after the programs are loaded: until then starts are alike.
+fn of_covering(points: &[usize], interrupter: &Interrupter) -> Vec<usize> {
+    let loaded = interrupter.seen().iter().rposition(|step| *step == "load a program");
+    points.iter().copied().filter(|point| Some(*point) > loaded).step_by(2).collect()
+}
+
 #[track_caller]
 fn points_of(interrupter: &Interrupter, work: impl FnOnce()) -> Vec<usize> {
     interrupter.begin(None);
@@ -91,9 +97,7 @@ fn a_start_that_dies_leaves_in_force_what_was(attach: Attach) {
     guard.kill();
     let mut points = points_of_start(&guard, &interrupter);
     if attach != Attach::Tcx {
-        // Until the programs are loaded all hooks are alike.
-        let loaded = interrupter.seen().iter().rposition(|step| *step == "load a program");
-        points.retain(|point| Some(*point) > loaded);
+        points = of_covering(&points, &interrupter);
     }
 
     let sent = while_outsiders_send(&lab, || {
@@ -169,10 +173,8 @@ fn an_upgrade_that_dies_leaves_in_force_what_was() {
     guard.tell(&["allow", "10.77.0.1"]);
     guard.kill();
     guard.use_build(Build::NextLayout);
-    let mut points = points_of_start(&guard, &interrupter);
-    // Until then it is a start like others.
-    let loaded = interrupter.seen().iter().rposition(|step| *step == "load a program");
-    points.retain(|point| Some(*point) >= loaded);
+    let points = points_of_start(&guard, &interrupter);
+    let points = of_covering(&points, &interrupter);
 
     for point in points {
         guard.kill();
