@@ -86,6 +86,8 @@ pub struct Engine {
     /// in between. It is always taken first.
     changes: Mutex<Following>,
     core: RwLock<Core>,
+    /// Held while the programs are asked: there is one place for their answers (`EXPLAINED`).
+    oracle: Mutex<()>,
 }
 
 impl Engine {
@@ -94,7 +96,11 @@ impl Engine {
     /// # Errors
     /// When another process has the lock, a file is bad, or there is no bpffs for the pins.
     pub fn open(place: &Place) -> Result<Self, Failure> {
-        Ok(Self { changes: Mutex::default(), core: RwLock::new(Core::open(place)?) })
+        Ok(Self {
+            changes: Mutex::default(),
+            core: RwLock::new(Core::open(place)?),
+            oracle: Mutex::default(),
+        })
     }
 
     /// Loads or adopts the programs, puts the policy in force, and covers sockets and interfaces, in this order: tables are
@@ -302,7 +308,10 @@ impl Control for Engine {
     }
 
     fn explain(&self, request: &Explain) -> Result<Explanation, Failure> {
-        self.read()?.explain(request)
+        let core = self.read()?;
+        // Whoever has failed has left nothing that the next does not write anew.
+        let _alone = self.oracle.lock().unwrap_or_else(PoisonError::into_inner);
+        core.explain(request)
     }
 
     fn reload(&self) -> Result<Change, Failure> {

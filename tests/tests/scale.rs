@@ -1,4 +1,4 @@
-//! Policies of a million prefixes, and thousands of them in a row.
+//! Policies of a million prefixes, thousands of policies in a row, and many questions at once.
 
 use std::{
     fs, mem,
@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use guard::{api::client::Client, control::Control};
+use guard::{
+    api::client::Client,
+    control::{Control, Explain},
+};
 use guard_tests::{
     lab::{CLIENT, Lab, OLLAMA, SERVER},
     machine::Machine,
@@ -177,4 +180,32 @@ fn thousands_of_exchanges_let_in_nobody_else_and_lose_nothing() {
     let reached = listener.reached_by();
     assert_eq!(reached.len() as u64, answered);
     assert!(reached.iter().all(|peer| CLIENT.has(peer.ip())), "{reached:?}");
+}
+
+#[test]
+fn who_asks_at_the_same_time_is_told_what_was_asked() {
+    let lab = Lab::new("who_asks_at_the_same_time_is_told_what_was_asked");
+    let guard = lab.start_guard(Attach::Tcx, "");
+    guard.tell(&["allow", "192.0.2.1", "2001:db8::1"]);
+
+    thread::scope(|scope| {
+        for (source, verdict) in [
+            ("192.0.2.1", "pass"),
+            ("192.0.2.2", "drop"),
+            ("2001:db8::1", "pass"),
+            ("2001:db8::2", "drop"),
+        ] {
+            let client = Client::connect(&guard.socket()).expect("the daemon can be asked");
+            let client = client.expect("a daemon is there");
+            let source = source.parse().expect("it is an address");
+            scope.spawn(move || {
+                for _ in 0..200 {
+                    let answer = client.explain(&Explain { source, port: None });
+                    let places = answer.expect("it is explained").places;
+                    let is_right = places.iter().all(|place| place.verdict == verdict);
+                    assert!(!places.is_empty() && is_right, "{source}: {places:?}");
+                }
+            });
+        }
+    });
 }

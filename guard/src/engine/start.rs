@@ -5,7 +5,7 @@ use std::{env, net::IpAddr};
 use guard_common::packet::Protocol;
 
 use super::{
-    core::{Basis, Core},
+    core::{Basis, Core, Prepared},
     coverage, cutting,
     facts::Facts,
     settings::Settings,
@@ -44,16 +44,15 @@ impl Core {
         for rule in &settings.flag_rules {
             policy::check_wide(rule.action, &rule.source, yes)?;
         }
-        let mut policy = self.prepare(&settings, &state, &facts, Basis::anew())?;
+        let policy = self.prepare(&settings, &state, &facts, Basis::anew())?;
         let tables = policy.ready.tables();
         check_sessions(&self.newly_guarded(&settings)?, tables, &settings, yes)?;
         let peers = peers_cut(tables, &settings);
         let exposed = sockets::listeners(&policy.input.every_port());
 
         let loaded = load::load(&self.pins)?;
-        self.maps = Some(PolicyMaps::open(&self.pins)?);
-        policy.terms = self.terms(&policy.input, &settings, &state)?;
-        if let Err(failure) = self.put(policy) {
+        if let Err(failure) = self.put_first(policy, &settings, &state) {
+            // Nothing of it is in force, and an older guard is to be able to go on.
             if loaded.is_new_layout {
                 self.maps = None;
                 self.pins.remove()?;
@@ -90,6 +89,19 @@ impl Core {
             adopted,
         };
         Ok((startup, problems))
+    }
+
+    /// Puts a policy in force in tables that have just been made or adopted.
+    fn put_first(
+        &mut self,
+        mut policy: Prepared,
+        settings: &Settings,
+        state: &State,
+    ) -> Result<(), Failure> {
+        self.maps = Some(PolicyMaps::open(&self.pins)?);
+        // Only now can it be asked what is attached.
+        policy.terms = self.terms(&policy.input, settings, state)?;
+        self.put(policy).map(drop)
     }
 
     fn cover_sockets(&mut self, settings: &Settings) -> Result<(), Failure> {
