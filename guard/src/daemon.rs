@@ -20,8 +20,10 @@ use crate::{
     follow,
     host::{forwarders::Watch, netlink},
     kernel::{KernelError, binds::Binds, lock::Lock, probe, ring::EventRing},
-    output, startup,
+    output::{self, View},
+    privileges, startup,
     state::RunFlags,
+    systemd,
 };
 
 /// Ends that are to come are looked for at least this often: they are in boot time, which goes on while the machine is suspended,
@@ -51,6 +53,8 @@ const GATHER: Duration = Duration::from_millis(20);
 /// When the policy can't be put in force; what was in force before is untouched then.
 pub fn run(place: &Place, flags: RunFlags, yes: bool) -> Result<(), Failure> {
     refuse_a_second(place)?;
+    privileges::keep_only_needed()
+        .map_err(|error| system("privileges could not be given up", &error))?;
     let mut engine = Engine::open(place)?;
     let message = engine.start(flags, yes)?;
     let ring = EventRing::open(&engine.pins())?;
@@ -66,11 +70,13 @@ pub fn run(place: &Place, flags: RunFlags, yes: bool) -> Result<(), Failure> {
             system(&format!("the control socket {} can't be used", socket.display()), &error)
         })?;
         // Only now can the next command that the message names be carried out.
-        output::print(&startup::render(&message, &output::view_of(&io::stdout())))?;
+        let view = output::view_of(&io::stdout());
+        output::print(&startup::render(&message, &view))?;
+        let in_force = startup::headline(&message, &View { colour: false, ..view });
         let engine = Arc::new(engine);
         let binds = engine.follow_binds();
         engine::give_memory_back();
-        serve(listener, engine, ring, binds).await
+        serve(listener, engine, ring, binds, &in_force).await
     })?;
     match ended {
         Ended::Lifted => log::info!("lifted: nothing is guarded any more"),
@@ -104,6 +110,7 @@ async fn serve(
     engine: Arc<Engine>,
     ring: EventRing,
     binds: Option<Binds>,
+    in_force: &str,
 ) -> Result<Ended, Failure> {
     let cannot = |error: io::Error| system("the daemon could not be started", &error);
     let (stop, mut stopped) = watch::channel(false);
@@ -124,16 +131,19 @@ async fn serve(
         None => None,
     };
     tasks.spawn(follow_published(engine.clone(), binds));
+    tasks.spawn(systemd::watch(engine.clone()));
     tasks.spawn(reload_on_hangup(engine, signal(SignalKind::hangup()).map_err(cannot)?));
 
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
+    systemd::ready(in_force);
     let ended = tokio::select! {
         _ = terminate.recv() => Ended::Stopped,
         _ = interrupt.recv() => Ended::Stopped,
         // The API says so after `guard down`.
         _ = stopped.wait_for(|stopped| *stopped) => Ended::Lifted,
     };
+    systemd::stopping();
     stop.send_replace(true);
     // The API still sends the answer to what ended it; the others just end.
     let _ = tasks.join_next().await;
@@ -290,6 +300,7 @@ fn look_for_published(watch: &mut Watch, engine: &Engine) -> Result<Vec<String>,
 
 async fn reload_on_hangup(engine: Arc<Engine>, mut hangup: tokio::signal::unix::Signal) {
     while hangup.recv().await.is_some() {
+        systemd::reloading();
         let engine = engine.clone();
         match spawn_blocking(move || engine.reload()).await {
             Ok(Ok(change)) => {
@@ -301,6 +312,7 @@ async fn reload_on_hangup(engine: Arc<Engine>, mut hangup: tokio::signal::unix::
             }
             Err(error) => log::error!("{error}"),
         }
+        systemd::reloaded();
     }
 }
 

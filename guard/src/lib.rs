@@ -20,6 +20,8 @@ pub mod host;
 pub mod kernel;
 pub mod output;
 pub mod policy;
+pub mod privileges;
 pub mod rule;
 pub mod startup;
 pub mod state;
+mod systemd;
