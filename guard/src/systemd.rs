@@ -1,4 +1,4 @@
-//! What systemd is told of the daemon (sd_notify(3)), where it was started by it: nothing anywhere else.
+//! What systemd is told of the daemon (`sd_notify(3)`), where it was started by it: nothing anywhere else.
 
 use std::{sync::Arc, time::Duration};
 
