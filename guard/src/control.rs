@@ -165,12 +165,54 @@ pub enum Enforcement {
     None,
 }
 
+/// A part of what guard promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Layer {
+    /// The tables that every hook asks, and the ports in them.
+    Policy,
+    /// The hooks by which packets come in.
+    Interfaces,
+    /// The hooks by which they leave for guests.
+    Edge,
+    /// The backstop at the sockets.
+    Sockets,
+    /// What makes enforcement outlive the daemon.
+    Pins,
+}
+
+impl Layer {
+    pub const ALL: [Self; 5] =
+        [Self::Policy, Self::Interfaces, Self::Edge, Self::Sockets, Self::Pins];
+
+    /// As JSON and metrics have it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Policy => "policy",
+            Self::Interfaces => "interfaces",
+            Self::Edge => "edge",
+            Self::Sockets => "sockets",
+            Self::Pins => "pins",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerStatus {
+    pub layer: Layer,
+    pub enforced: bool,
+}
+
 /// `guard status`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     pub enforcement: Enforcement,
     /// What is missing, one sentence each.
     pub missing: Vec<String>,
+    /// Whether each part of the promise is in force whole.
+    #[serde(default)]
+    pub layers: Vec<LayerStatus>,
     pub mode: Mode,
     /// In observe: when dropping resumes.
     pub observe_until: Option<Timestamp>,
@@ -178,6 +220,9 @@ pub struct Status {
     /// What the table of sources takes of the kernel's memory, in bytes.
     #[serde(default)]
     pub source_table_bytes: u64,
+    /// How full the kernel's tables are, where the asked process has filled them. A policy that needs more is refused.
+    #[serde(default)]
+    pub tables: Vec<TableUse>,
     /// The daemon's process id, when one is alive.
     pub daemon: Option<u32>,
     pub ports: Vec<String>,
@@ -197,6 +242,14 @@ pub struct Status {
     pub counters: Vec<CounterView>,
     pub events: EventTotals,
     pub version: String,
+}
+
+/// What the policy in force takes of one of the kernel's tables.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableUse {
+    pub table: String,
+    pub used: u64,
+    pub room: u64,
 }
 
 /// A port that a forwarder publishes and that leads to a guarded one, whose rules hold for it.

@@ -3,6 +3,7 @@
 
 use std::{collections::HashMap, io, sync::Arc, time::Duration};
 
+use futures::{Stream, stream};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     signal::unix::{SignalKind, signal},
@@ -15,7 +16,7 @@ use crate::{
     api,
     config::Config,
     control::{Control, Failure},
-    engine::{self, Engine, Place},
+    engine::{self, Engine, Followed, Place},
     events::{self, BootClock, Hub},
     follow,
     host::{forwarders::Watch, netlink},
@@ -40,6 +41,9 @@ const LOOKS_AFTER_A_BIND: u32 = 30;
 
 /// How often published ports are looked for where nothing has been bound.
 const LOOK_ANYWAY: Duration = Duration::from_mins(1);
+
+/// How often guard looks whether what it has put in force is still there: how long what somebody takes off stays off.
+const LOOK_FOR_LAPSES: Duration = Duration::from_secs(2);
 
 /// How long attempts gather once some have been read. The kernel wakes a reader that has read all there is
 /// (`bpf_ringbuf_commit` in `kernel/bpf/ringbuf.c`): in a flood that would be with each of them.
@@ -179,7 +183,7 @@ async fn follow_network(engine: Arc<Engine>) {
             match spawn_blocking(move || engine.follow_network()).await {
                 Ok(followed) => {
                     followed.news.iter().for_each(|news| log::info!("{news}"));
-                    followed.problems.iter().for_each(|problem| log::warn!("{problem}"));
+                    tell_of_problems(&followed);
                     followed.is_unfinished
                 }
                 Err(error) => {
@@ -189,7 +193,35 @@ async fn follow_network(engine: Arc<Engine>) {
             }
         }
     };
-    follow::follow(netlink::watch, look).await;
+    let open =
+        || netlink::watch().map(|changes| follow::changes_and(changes, lapses(engine.clone())));
+    follow::follow(open, look).await;
+}
+
+/// Yields when somebody may have taken off what guard has put in force: nothing tells of that.
+fn lapses(engine: Arc<Engine>) -> impl Stream<Item = ()> {
+    stream::unfold(engine, |engine| async {
+        loop {
+            sleep(LOOK_FOR_LAPSES).await;
+            let asked = engine.clone();
+            match spawn_blocking(move || asked.has_lapsed()).await {
+                Ok(true) => return Some(((), engine)),
+                Ok(false) => {}
+                Err(error) => log::error!("{error}"),
+            }
+        }
+    })
+}
+
+/// What should wake somebody.
+fn tell_of_problems(followed: &Followed) {
+    let Followed { lapses, missing, problems, news: _, is_unfinished: _ } = followed;
+    for what in lapses.iter().chain(problems) {
+        log::warn!("{what}");
+    }
+    for what in missing {
+        log::warn!("not in force: {what}");
+    }
 }
 
 /// Ends connections when what let them in has ended in the kernel: an allow, or the time of observing.
@@ -284,7 +316,7 @@ fn look_for_published(watch: &mut Watch, engine: &Engine) -> Result<Vec<String>,
         return Ok(Vec::new());
     }
     let followed = engine.follow_network();
-    followed.problems.iter().for_each(|problem| log::warn!("{problem}"));
+    tell_of_problems(&followed);
     Ok(followed.news)
 }
 

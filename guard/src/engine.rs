@@ -27,11 +27,17 @@ use self::core::{Basis, Core, Planned};
 pub use self::cutting::Ended;
 use crate::{
     control::{
-        AddRules, Change, Control, Explain, Explanation, Failure, Mode, RemoveRules, RuleView,
-        SetMode, Status,
+        AddRules, Change, Control, Explain, Explanation, Failure, Layer, Mode, RemoveRules,
+        RuleView, SetMode, Status,
     },
-    engine::facts::Facts,
-    kernel::{KernelError, binds::Binds, pins::Pins},
+    engine::{facts::Facts, status::Missing},
+    host::bpffs,
+    kernel::{
+        KernelError,
+        binds::Binds,
+        keep::{Kept, Lapse},
+        pins::Pins,
+    },
     output, policy,
     startup::Startup,
     state::RunFlags,
@@ -51,6 +57,10 @@ pub struct Followed {
     pub news: Vec<String>,
     /// What did not work, and was not told before.
     pub problems: Vec<String>,
+    /// What is not in force as it should be, and was when it was last looked at.
+    pub missing: Vec<String>,
+    /// What somebody has taken off, and what has become of it.
+    pub lapses: Vec<String>,
     /// There is more to do than could be done while others wait: it is to be called again soon.
     pub is_unfinished: bool,
 }
@@ -69,6 +79,8 @@ struct Following {
     refusals: coverage::Refusals,
     /// How many hooks there were then.
     hooks: usize,
+    /// What was missing then.
+    missing: Vec<Missing>,
 }
 
 /// Loading programs, and reading files and compiling what they hold, takes far more memory than what is kept of it.
@@ -88,6 +100,8 @@ pub struct Engine {
     core: RwLock<Core>,
     /// Held while the programs are asked: there is one place for their answers (`EXPLAINED`).
     oracle: Mutex<()>,
+    /// What was in force after the last look, where this is the daemon's engine.
+    kept: Mutex<Option<Kept>>,
 }
 
 impl Engine {
@@ -100,6 +114,7 @@ impl Engine {
             changes: Mutex::default(),
             core: RwLock::new(Core::open(place)?),
             oracle: Mutex::default(),
+            kept: Mutex::default(),
         })
     }
 
@@ -115,6 +130,9 @@ impl Engine {
         let (startup, problems) = core.start(flags, yes)?;
         following.told = problems;
         following.hooks = core.hooks_in_place()?;
+        let facts = Facts::gather(&core.settings.config)?;
+        following.missing = core.missing(&facts)?;
+        self.kept = Mutex::new(Some(Kept::now(&core.pins, &facts.seen)?));
         Ok(startup)
     }
 
@@ -164,25 +182,16 @@ impl Engine {
         if self.core().maps.is_none() {
             return followed;
         }
+        let lapses = self.mend_pins(&mut followed);
         let gathered = Facts::gather(&self.core().settings.config);
         match gathered {
             Ok(facts) => {
-                followed.problems.extend(facts.published.as_ref().err().cloned());
-                if let Err(failure) = self.core().mend_sockets() {
-                    followed.problems.push(format!("the backstop is missing: {failure}"));
-                }
-                match self.follow_addresses(&facts) {
-                    Ok(news) => followed.news.extend(news),
-                    Err(failure) => {
-                        followed
-                            .problems
-                            .push(format!("own addresses are not followed: {failure}"));
-                    }
-                }
-                if let Err(failure) =
-                    self.core().follow_interfaces(&facts, &mut following, &mut followed)
+                self.mend(&facts, &mut following, &mut followed);
+                if !followed.is_unfinished
+                    && let Err(failure) =
+                        self.take_stock(facts, &lapses, &mut following, &mut followed)
                 {
-                    followed.problems.push(format!("interfaces are not covered: {failure}"));
+                    followed.problems.push(format!("what is in force is not known: {failure}"));
                 }
             }
             Err(failure) => followed.problems.push(failure.to_string()),
@@ -196,6 +205,76 @@ impl Engine {
             following.told = problems;
         }
         followed
+    }
+
+    /// Whether somebody may have taken off what was in force after the last look: asked often, so that it is back soon.
+    #[must_use]
+    pub fn has_lapsed(&self) -> bool {
+        self.kept().as_ref().is_some_and(Kept::has_lapsed)
+    }
+
+    /// Says what somebody has taken off, and makes the pins anew, by which the programs are found.
+    fn mend_pins(&self, followed: &mut Followed) -> Vec<Lapse> {
+        let kept = self.kept();
+        let Some(kept) = kept.as_ref() else { return Vec::new() };
+        let lapses = kept.lapses();
+        if lapses.contains(&Lapse::Pins) {
+            // There may be no bpffs any more.
+            let pins = &self.core().settings.config.paths.pins;
+            if let Err(error) = bpffs::locate(pins) {
+                followed.problems.push(format!("guard's pins can't be made anew: {error}"));
+            } else if let Err(error) = kept.restore_pins() {
+                followed.problems.push(format!("guard's pins can't be made anew: {error}"));
+            }
+        }
+        lapses
+    }
+
+    fn mend(&self, facts: &Facts, following: &mut Following, followed: &mut Followed) {
+        followed.problems.extend(facts.published.as_ref().err().cloned());
+        if let Err(failure) = self.core().mend_sockets() {
+            followed.problems.push(format!("the backstop can't be attached: {failure}"));
+        }
+        match self.follow_addresses(facts) {
+            Ok(news) => followed.news.extend(news),
+            Err(failure) => {
+                followed.problems.push(format!("own addresses are not followed: {failure}"));
+            }
+        }
+        if let Err(failure) = self.core().follow_interfaces(facts, following, followed) {
+            followed.problems.push(format!("interfaces are not covered: {failure}"));
+        }
+    }
+
+    /// Finds out what is in force after a look, and says what of it has changed. `facts` are those from before it.
+    fn take_stock(
+        &self,
+        mut facts: Facts,
+        lapses: &[Lapse],
+        following: &mut Following,
+        followed: &mut Followed,
+    ) -> Result<(), Failure> {
+        let core = self.core();
+        let mut missing = core.missing(&facts)?;
+        if !missing.is_empty() {
+            // What they tell may have been put right since.
+            facts = Facts::gather(&core.settings.config)?;
+            missing = core.missing(&facts)?;
+        }
+        let is_new = |one: &&Missing| !following.missing.contains(one);
+        let new: Vec<_> = missing.iter().filter(is_new).collect();
+        followed.missing.extend(new.iter().map(|one| one.what.clone()));
+        followed.lapses.extend(lapses.iter().filter_map(|lapse| told(*lapse, &facts, &new)));
+        let is_over = |one: &&Missing| !missing.contains(one);
+        let over = following.missing.iter().filter(is_over);
+        followed.news.extend(over.map(|one| format!("no longer so: {}", one.what)));
+        following.missing = missing;
+        *self.kept() = Some(Kept::now(&core.pins, &facts.seen)?);
+        Ok(())
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Option<Kept>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns what is worth a line in the log: ports newly published or no longer, and the connections that were cut.
@@ -237,6 +316,22 @@ impl Engine {
     fn carry_out(&self, planned: Planned) -> Result<Option<u64>, Failure> {
         self.write()?.carry_out(planned)
     }
+}
+
+/// What has become of something that somebody took off; nothing where its interface has gone. `missing` is what is since then.
+fn told(lapse: Lapse, facts: &Facts, missing: &[&Missing]) -> Option<String> {
+    let (what, layer) = match lapse {
+        Lapse::Interface { ifindex, hook } => {
+            let interface = facts.interfaces.iter().find(|it| it.index == ifindex)?;
+            let layer = if interface.is_edge() { Layer::Edge } else { Layer::Interfaces };
+            (format!("somebody has taken guard's program off {} ({hook})", interface.name), layer)
+        }
+        Lapse::Backstop => ("somebody has taken off the backstop".to_owned(), Layer::Sockets),
+        Lapse::Pins => ("somebody has removed pins of guard's".to_owned(), Layer::Pins),
+    };
+    // What is missing now has a line of its own, which names the command.
+    let is_back = missing.iter().all(|missing| missing.layer != layer);
+    Some(if is_back { format!("{what}: put back") } else { what })
 }
 
 impl Control for Engine {
@@ -331,7 +426,14 @@ impl Control for Engine {
             let core = self.read()?;
             let facts = Facts::gather(&core.settings.config)?;
             following.refusals.clear();
+            if let Err(failure) = core.mend_sockets() {
+                notes.push(format!("the backstop can't be attached: {failure}"));
+            }
             notes.extend(coverage::cover(&core.pins, &core.settings.config, &facts)?);
+            if core.is_daemon {
+                let facts = Facts::gather(&core.settings.config)?;
+                *self.kept() = Some(Kept::now(&core.pins, &facts.seen)?);
+            }
         }
         let core = self.read()?;
         let rules = core.rules()?;
@@ -341,6 +443,7 @@ impl Control for Engine {
 
     fn down(&self) -> Result<Vec<String>, Failure> {
         let _change = self.begin_change()?;
+        *self.kept() = None;
         self.write()?.down()
     }
 }

@@ -18,6 +18,7 @@ pub mod exit;
 mod follow;
 pub mod host;
 pub mod kernel;
+pub mod metrics;
 pub mod output;
 pub mod policy;
 pub mod rule;

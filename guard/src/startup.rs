@@ -202,6 +202,8 @@ mod tests {
         Status {
             enforcement: Enforcement::Full,
             missing: Vec::new(),
+            layers: Vec::new(),
+            tables: Vec::new(),
             mode: Mode::Enforce,
             observe_until: None,
             generation: Some(1),

@@ -45,6 +45,7 @@ use super::{Presence, presence};
 use crate::{
     control::{AddRules, Change, Control, Explain, Failure, FailureKind, RemoveRules, SetMode},
     events::{Follower, Hub, Line},
+    metrics,
 };
 
 /// Connections served at once; more wait in the socket's queue.
@@ -256,6 +257,7 @@ fn router(shared: Shared) -> Router {
         .route("/v1/reload", post(reload))
         .route("/v1/down", post(down))
         .route("/v1/events", get(events))
+        .route("/metrics", get(metrics))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn_with_state(shared.clone(), authorise))
@@ -287,6 +289,19 @@ async fn authorise(
 
 async fn status(State(shared): State<Shared>) -> Result<Response, Problem> {
     ask(&shared, |control| control.status()).await
+}
+
+/// For Prometheus, which has no part in the API's versions.
+async fn metrics(State(shared): State<Shared>) -> Result<Response, Problem> {
+    let text = blocking(&shared, |control| {
+        metrics::render(&control.status()?).map_err(|error| {
+            log::error!("the metrics can't be written: {error}");
+            Failure::panicked()
+        })
+    })
+    .await?;
+    let kind = HeaderValue::from_static(metrics::CONTENT_TYPE);
+    Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
 }
 
 async fn rules(State(shared): State<Shared>) -> Result<Response, Problem> {
@@ -363,11 +378,17 @@ async fn ask<T: Serialize + Send + 'static>(
     shared: &Shared,
     question: impl FnOnce(&dyn Control) -> Result<T, Failure> + Send + 'static,
 ) -> Result<Response, Problem> {
+    Ok(axum::Json(blocking(shared, question).await?).into_response())
+}
+
+async fn blocking<T: Send + 'static>(
+    shared: &Shared,
+    question: impl FnOnce(&dyn Control) -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
     let control = Arc::clone(&shared.control);
-    let answer = tokio::task::spawn_blocking(move || question(&*control))
+    tokio::task::spawn_blocking(move || question(&*control))
         .await
-        .map_err(|_| Failure::panicked())??;
-    Ok(axum::Json(answer).into_response())
+        .map_err(|_| Failure::panicked())?
 }
 
 #[derive(Debug, Default, Deserialize)]

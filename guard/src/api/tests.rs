@@ -63,6 +63,8 @@ impl Control for Fake {
         Ok(Status {
             enforcement: Enforcement::Full,
             missing: Vec::new(),
+            layers: Vec::new(),
+            tables: Vec::new(),
             mode: Mode::Enforce,
             observe_until: None,
             generation: Some(1),

@@ -20,7 +20,8 @@ use super::{
     Place, coverage, cutting,
     facts::{Facts, documentation_address},
     settings::{self, Settings},
-    start, status,
+    start,
+    status::{self, Missing},
 };
 use crate::{
     compile::{self, Input, Via},
@@ -122,6 +123,7 @@ impl Core {
     pub fn open(place: &Place) -> Result<Self, Failure> {
         let config = settings::load(place)?;
         probe::check_root()?;
+        probe::allow_open_files();
         let lock = Lock::take(&config.paths.lock())?;
         let loaded = State::load(&config.paths.state)?;
         let root = bpffs::locate(&config.paths.pins)
@@ -407,6 +409,11 @@ impl Core {
 
     pub fn status(&self) -> Result<Status, Failure> {
         status::status(self)
+    }
+
+    /// What should be in force and is not.
+    pub fn missing(&self, facts: &Facts) -> Result<Vec<Missing>, Failure> {
+        Ok(status::health(self, &self.policy()?, facts)?.missing)
     }
 
     pub fn rules(&self) -> Result<Vec<RuleView>, Failure> {

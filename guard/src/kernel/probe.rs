@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 use super::KernelError;
 
 const BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -20,6 +22,16 @@ pub fn check() -> Result<(), KernelError> {
         return Err(KernelError::NoBtf { path: BTF });
     }
     super::object::object().map(|_| ())
+}
+
+/// Raises the limit of open files as far as it goes: a hook that is held, or only looked at, is one, and a host has one for
+/// each container.
+pub fn allow_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    // Where it can't be had, what needs it fails and says so.
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        log::debug!("the limit of open files stays: {error}");
+    }
 }
 
 /// Nanoseconds since boot, time asleep included: the clock in which the kernel programs check ends.

@@ -133,6 +133,9 @@ pub fn failure_json(failure: &Failure) -> Result<String, Failure> {
 }
 
 #[cfg(test)]
+pub(crate) use status::tests::example;
+
+#[cfg(test)]
 mod tests {
     use super::{text::tests::view, *};
 

@@ -255,10 +255,12 @@ pub(crate) mod tests {
     use super::{super::text::tests::view, *};
     use crate::control::EventTotals;
 
-    pub(crate) fn example() -> Status {
+    pub fn example() -> Status {
         Status {
             enforcement: Enforcement::Full,
             missing: Vec::new(),
+            layers: Vec::new(),
+            tables: Vec::new(),
             mode: Mode::Enforce,
             observe_until: None,
             generation: Some(7),
