@@ -27,6 +27,7 @@ pub mod http;
 pub mod interrupt;
 pub mod kernel;
 pub mod lab;
+pub mod list;
 pub mod listener;
 pub mod lock;
 pub mod machine;
