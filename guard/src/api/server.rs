@@ -50,8 +50,11 @@ use crate::{
 
 /// Connections served at once; more wait in the socket's queue.
 const MAX_CONNECTIONS: usize = 64;
-/// Of these, how many may follow events. The others are always there for requests.
+/// Of these, how many users who may only read can have: the others are always there for root.
+const MAX_OF_READERS: usize = 40;
+/// How many may follow events, and of these how many of such users. The others are always there for requests.
 const MAX_FOLLOWERS: usize = 32;
+const MAX_FOLLOWING_READERS: usize = 16;
 /// The largest request body.
 const MAX_BODY_BYTES: usize = 1 << 20;
 /// The largest request head.
@@ -154,28 +157,30 @@ pub async fn serve(
     stop: watch::Sender<bool>,
 ) {
     let mut stopped = stop.subscribe();
+    let own_uid = rustix::process::geteuid().as_raw();
     let router = router(Shared {
         control,
         hub,
         stop,
-        followers: Arc::new(Semaphore::new(MAX_FOLLOWERS)),
-        own_uid: rustix::process::geteuid().as_raw(),
+        followers: Arc::new(Room::new(MAX_FOLLOWERS, MAX_FOLLOWING_READERS)),
+        own_uid,
     });
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let room = Room::new(MAX_CONNECTIONS, MAX_OF_READERS);
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
             () = until_stopped(&mut stopped) => break,
-            accepted = accept(&listener, &slots) => accepted,
+            accepted = accept(&listener, &room, own_uid) => accepted,
         };
         match accepted {
-            Ok((stream, uid, slot)) => {
+            Ok(Some((stream, uid, place))) => {
                 let served = serve_connection(stream, uid, router.clone());
                 connections.spawn(async move {
                     served.await;
-                    drop(slot);
+                    drop(place);
                 });
             }
+            Ok(None) => {}
             Err(error) => {
                 log::warn!("a connection to the control socket was not accepted: {error}");
                 sleep(ACCEPT_PAUSE).await;
@@ -190,14 +195,52 @@ pub async fn serve(
     }
 }
 
+/// So many of something, of which users who may only read can have a part.
+struct Room {
+    all: Arc<Semaphore>,
+    of_readers: Arc<Semaphore>,
+}
+
+/// One of them, as long as it lasts.
+struct Place {
+    _one: OwnedSemaphorePermit,
+    _of_readers: Option<OwnedSemaphorePermit>,
+}
+
+impl Room {
+    fn new(all: usize, of_readers: usize) -> Self {
+        Self {
+            all: Arc::new(Semaphore::new(all)),
+            of_readers: Arc::new(Semaphore::new(of_readers)),
+        }
+    }
+
+    /// `None` where the user may only read, and such users have their part.
+    fn place_for(&self, one: OwnedSemaphorePermit, may_change: bool) -> Option<Place> {
+        let of_readers = if may_change {
+            None
+        } else {
+            Some(Arc::clone(&self.of_readers).try_acquire_owned().ok()?)
+        };
+        Some(Place { _one: one, _of_readers: of_readers })
+    }
+
+    /// `None` where all are taken.
+    fn try_place(&self, may_change: bool) -> Option<Place> {
+        self.place_for(Arc::clone(&self.all).try_acquire_owned().ok()?, may_change)
+    }
+}
+
+/// The next connection, and whose it is; `None` where users who may only read have as many as they can. That one is closed.
 async fn accept(
     listener: &UnixListener,
-    slots: &Arc<Semaphore>,
-) -> io::Result<(UnixStream, u32, OwnedSemaphorePermit)> {
-    let slot = Arc::clone(slots).acquire_owned().await.map_err(io::Error::other)?;
+    room: &Room,
+    own_uid: u32,
+) -> io::Result<Option<(UnixStream, u32, Place)>> {
+    let slot = Arc::clone(&room.all).acquire_owned().await.map_err(io::Error::other)?;
     let (stream, _) = listener.accept().await?;
     let uid = stream.peer_cred()?.uid();
-    Ok((stream, uid, slot))
+    Ok(room.place_for(slot, may_change(uid, own_uid)).map(|place| (stream, uid, place)))
 }
 
 async fn until_stopped(stopped: &mut watch::Receiver<bool>) {
@@ -244,7 +287,7 @@ struct Shared {
     control: SharedControl,
     hub: Arc<Hub>,
     stop: watch::Sender<bool>,
-    followers: Arc<Semaphore>,
+    followers: Arc<Room>,
     own_uid: u32,
 }
 
@@ -267,7 +310,11 @@ fn router(shared: Shared) -> Router {
 /// Lets a peer read, and lets root (or the daemon's own user) change.
 fn is_permitted(method: &Method, path: &str, uid: u32, own_uid: u32) -> bool {
     let reads = matches!(*method, Method::GET | Method::HEAD) || path == "/v1/explain";
-    reads || uid == 0 || uid == own_uid
+    reads || may_change(uid, own_uid)
+}
+
+fn may_change(uid: u32, own_uid: u32) -> bool {
+    uid == 0 || uid == own_uid
 }
 
 async fn authorise(
@@ -414,10 +461,11 @@ async fn events(
     })?;
     let oldest = query.since.map(|seconds| seconds_before(Timestamp::now(), seconds));
     let body = if query.follow {
-        let slot = Arc::clone(&shared.followers).try_acquire_owned().map_err(|_| Problem {
+        let may_change = may_change(peer.uid, shared.own_uid);
+        let slot = shared.followers.try_place(may_change).ok_or_else(|| Problem {
             status: StatusCode::SERVICE_UNAVAILABLE,
             failure: Failure::failed(
-                format!("{MAX_FOLLOWERS} clients follow events already"),
+                "as many clients as there is room for follow events already",
                 "End one of them, or ask without following.",
             ),
         })?;
@@ -452,7 +500,7 @@ fn seconds_before(now: Timestamp, seconds: u64) -> Timestamp {
 fn following(
     follower: Follower,
     stopped: watch::Receiver<bool>,
-    slot: OwnedSemaphorePermit,
+    slot: Place,
 ) -> impl futures::Stream<Item = Line> {
     stream::unfold((follower, stopped, slot), |(mut follower, mut stopped, slot)| async move {
         let line = tokio::select! {
@@ -619,7 +667,7 @@ mod tests {
             control: Arc::new(fake),
             hub: Arc::new(Hub::new()),
             stop,
-            followers: Arc::new(Semaphore::new(1)),
+            followers: Arc::new(Room::new(1, 1)),
             own_uid: ROOT,
         });
         let (mut client, stream) = UnixStream::pair().unwrap();
