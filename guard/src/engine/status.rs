@@ -13,6 +13,7 @@ use crate::{
     kernel::{KernelError, attach, counters::Counters, links, probe, tables::PolicyMaps},
     output,
     rule::GuardedPort,
+    trial::Trial,
 };
 
 /// # Errors
@@ -92,6 +93,8 @@ pub fn status(core: &Core) -> Result<Status, Failure> {
         counters: counters.as_ref().map_or_else(|| Ok(Vec::new()), Counters::totals)?,
         events: counters.as_ref().map_or_else(|| Ok(EventTotals::default()), Counters::events)?,
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        trial: core.state.trial.as_ref().map(Trial::view),
+        rolled_back: core.state.rolled_back,
     })
 }
 
