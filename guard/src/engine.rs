@@ -209,14 +209,15 @@ impl Engine {
     /// # Errors
     /// When it can't be rolled back; it stays open then, and whatever of it the kernel ends has ended.
     pub fn end_trial(&self) -> Result<Option<u64>, Failure> {
-        match self.core().trial_left_ns() {
+        let left_ns = self.core().trial_left_ns();
+        match left_ns {
             None => Ok(None),
             Some(0) => {
                 let mut following = self.begin_change()?;
                 self.settle_trial(&mut following)?;
                 Ok(self.core().trial_left_ns())
             }
-            left_ns => Ok(left_ns),
+            Some(_) => Ok(left_ns),
         }
     }
 

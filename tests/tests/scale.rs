@@ -11,7 +11,8 @@ use std::{
 
 use guard::{
     api::client::Client,
-    control::{Control, Explain},
+    control::{Control, Explain, Reload},
+    history::Requester,
 };
 use guard_tests::{
     lab::{CLIENT, Lab, OLLAMA, SERVER},
