@@ -255,8 +255,12 @@ impl Engine {
                 "the configuration in force is not that of {}: `guard reload` takes it",
                 self.read()?.place.config.display()
             ));
+            // The old policy is in force whatever becomes of the rest, which following the network mends.
             if generation.is_some() {
-                notes.extend(self.apply_settings(following)?);
+                notes.extend(
+                    self.apply_settings(following)
+                        .unwrap_or_else(|failure| vec![failure.to_string()]),
+                );
             }
         }
         Ok(self.read()?.changed(generation, Vec::new(), notes))
