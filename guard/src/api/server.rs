@@ -209,7 +209,7 @@ async fn until_stopped(stopped: &mut watch::Receiver<bool>) {
     let _ = stopped.wait_for(|stopped| *stopped).await;
 }
 
-/// Who has connected, as the kernel says (unix(7), SO_PEERCRED).
+/// Who has connected, as the kernel says (unix(7), `SO_PEERCRED`).
 #[derive(Clone, Copy, Debug)]
 struct Credentials {
     uid: u32,

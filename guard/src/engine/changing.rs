@@ -137,13 +137,10 @@ impl Core {
     }
 
     fn before_trial(&self) -> Result<(Settings, Sets), Failure> {
-        match &self.before_trial {
-            Some(before) => Ok(before.clone()),
-            None => {
-                let directory = &self.settings.config.paths.state;
-                let before = settings::before_trial(&self.place, directory)?;
-                Ok((Settings::new(before, &self.state.run)?, Sets::default()))
-            }
+        if let Some(before) = &self.before_trial {
+            return Ok(before.clone());
         }
+        let before = settings::before_trial(&self.place, &self.settings.config.paths.state)?;
+        Ok((Settings::new(before, &self.state.run)?, Sets::default()))
     }
 }

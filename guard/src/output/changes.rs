@@ -216,7 +216,7 @@ mod tests {
         let until = "2026-11-25T12:01:00Z".parse().unwrap();
         let trial = Some(TrialView { what: "allow 192.0.2.7 confirm 1m".into(), until });
         let rules = vec![RuleView { until: Some(until), ..rule("4", Action::Allow, "192.0.2.7") }];
-        let tried = Change { trial, ..change(Some(7), rules.clone()) };
+        let tried = Change { trial, ..change(Some(7), rules) };
         assert_eq!(
             added(&tried, &view()),
             "allowed 192.0.2.7 at every guarded port, until 12:01:00 (rule 4)\n\
