@@ -219,7 +219,7 @@ fn a_reload_on_trial_goes_back() {
     assert!(status.rolled_back && status.ports == ["11434"], "{status:#?}");
     let last = guard.history().pop();
     assert!(last.is_some_and(|last| last.ports.removed == ["8080"] && last.rules.len() == 1));
-    assert!(guard.tell(&["status"]).output.contains("guard reload takes it"));
+    assert!(guard.ask(&["status"]).output.contains("guard reload takes it"));
     assert!(guard.log().contains("`guard reload` takes it"), "{}", guard.log());
 
     // Rules are made as ever, and do not bring the file in.
