@@ -90,7 +90,7 @@ fn every_change_is_kept_with_who_asked_for_it() {
     assert_eq!(modes, [Some(Mode::Observe), Some(Mode::Enforce)]);
     assert_eq!(history[0].ports.added, ["11434"]);
     assert_eq!(history[6].ports.added, ["8081"]);
-    assert_eq!(history[8].ports.removed, ["11434", "8081"]);
+    assert_eq!(history[8].ports.removed, ["8081", "11434"]);
 
     let log = guard.log();
     assert!(log.contains("changed by \"deny 10.77.0.2\": uid 0, pid "), "{log}");
