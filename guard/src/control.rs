@@ -8,7 +8,10 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::rule::{Action, Origin, RuleId};
+use crate::{
+    history::{History, Requester},
+    rule::{Action, Origin, RuleId},
+};
 
 /// Why a request was not carried out. The policy in force is as it was before.
 #[derive(Clone, Debug, thiserror::Error, Serialize, Deserialize)]
@@ -79,6 +82,9 @@ pub struct AddRules {
     /// Confirms what would otherwise be refused with [`FailureKind::NeedsConfirmation`].
     #[serde(default)]
     pub yes: bool,
+    /// The rules are on trial for so many seconds, see [`Control::confirm`].
+    #[serde(rename = "confirm", default, skip_serializing_if = "Option::is_none")]
+    pub confirm_seconds: Option<u64>,
 }
 
 /// Asks to remove rules. Body of `DELETE /v1/rules`.
@@ -97,6 +103,15 @@ pub struct SetMode {
     /// For `observe`: when dropping resumes; never by itself where it is absent.
     #[serde(rename = "for", default, skip_serializing_if = "Option::is_none")]
     pub for_seconds: Option<u64>,
+}
+
+/// Asks to read the configuration again. Body of `POST /v1/reload`, which may be empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reload {
+    /// The configuration is on trial for so many seconds, see [`Control::confirm`].
+    #[serde(rename = "confirm", default, skip_serializing_if = "Option::is_none")]
+    pub confirm_seconds: Option<u64>,
 }
 
 /// Asks what would happen. Body of `POST /v1/explain`.
@@ -149,6 +164,18 @@ pub struct Change {
     pub rules: Vec<RuleView>,
     /// Sentences worth knowing.
     pub notes: Vec<String>,
+    /// It is rolled back unless it is confirmed in time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trial: Option<TrialView>,
+}
+
+/// A change on trial.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrialView {
+    /// The command that began it.
+    pub what: String,
+    /// When it is rolled back unless it is confirmed.
+    pub until: Timestamp,
 }
 
 /// How much of the promise is in force.
@@ -242,6 +269,12 @@ pub struct Status {
     pub counters: Vec<CounterView>,
     pub events: EventTotals,
     pub version: String,
+    /// The change that is rolled back unless it is confirmed.
+    #[serde(default)]
+    pub trial: Option<TrialView>,
+    /// The configuration in force is not the file's: that was tried, and not confirmed. `guard reload` takes it.
+    #[serde(default)]
+    pub rolled_back: bool,
 }
 
 /// What the policy in force takes of one of the kernel's tables.
@@ -337,7 +370,8 @@ pub struct PlaceVerdict {
     pub by_interface: bool,
 }
 
-/// Everything that can be asked, by several at once.
+/// Everything that can be asked, by several at once. Every change is kept with who asked for it (`by`); a client leaves that
+/// to the daemon, which asks the kernel who the client is.
 pub trait Control {
     /// # Errors
     /// When neither pins nor state can be read.
@@ -349,15 +383,15 @@ pub trait Control {
 
     /// # Errors
     /// When a source, port or end is not well formed, needs confirmation, or the policy can't be put in force.
-    fn add_rules(&self, request: &AddRules) -> Result<Change, Failure>;
+    fn add_rules(&self, request: &AddRules, by: &Requester) -> Result<Change, Failure>;
 
     /// # Errors
     /// When a word names no rule, several, or one of the file; or the policy can't be put in force.
-    fn remove_rules(&self, request: &RemoveRules) -> Result<Change, Failure>;
+    fn remove_rules(&self, request: &RemoveRules, by: &Requester) -> Result<Change, Failure>;
 
     /// # Errors
     /// When the policy can't be put in force.
-    fn set_mode(&self, request: &SetMode) -> Result<Change, Failure>;
+    fn set_mode(&self, request: &SetMode, by: &Requester) -> Result<Change, Failure>;
 
     /// # Errors
     /// When nothing is loaded, or the port is not well formed.
@@ -367,11 +401,29 @@ pub trait Control {
     ///
     /// # Errors
     /// When any of them is bad; nothing has changed then.
-    fn reload(&self) -> Result<Change, Failure>;
+    fn reload(&self, request: &Reload, by: &Requester) -> Result<Change, Failure>;
 
     /// Lifts everything. Answers with one sentence for each thing lifted; a daemon ends afterwards.
     ///
     /// # Errors
     /// When something could not be lifted.
-    fn down(&self) -> Result<Vec<String>, Failure>;
+    fn down(&self, by: &Requester) -> Result<Vec<String>, Failure>;
+
+    /// Keeps the change that is on trial. Until then any other change but [`Control::rollback`] and [`Control::down`] is refused.
+    ///
+    /// # Errors
+    /// When none is, or it can't be kept.
+    fn confirm(&self, by: &Requester) -> Result<Change, Failure>;
+
+    /// Takes back the change that is on trial, as happens by itself when its time is over.
+    ///
+    /// # Errors
+    /// When none is, or it can't be taken back.
+    fn rollback(&self, by: &Requester) -> Result<Change, Failure>;
+
+    /// The changes of the last so many seconds, or all that are kept.
+    ///
+    /// # Errors
+    /// When they can't be read.
+    fn history(&self, since_seconds: Option<u64>) -> Result<History, Failure>;
 }

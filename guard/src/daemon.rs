@@ -15,10 +15,11 @@ use tokio::{
 use crate::{
     api,
     config::Config,
-    control::{Control, Failure},
+    control::{Control, Failure, Reload},
     engine::{self, Engine, Followed, Place},
     events::{self, BootClock, Hub},
     follow,
+    history::Requester,
     host::{forwarders::Watch, netlink},
     kernel::{KernelError, binds::Binds, lock::Lock, probe, ring::EventRing},
     output, startup,
@@ -28,6 +29,9 @@ use crate::{
 /// Ends that are to come are looked for at least this often: they are in boot time, which goes on while the machine is suspended,
 /// and timers do not.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Before the next attempt to roll back what could not be.
+const TRY_AGAIN: Duration = Duration::from_secs(5);
 
 /// How often published ports are looked for where something may have changed: how long one may stay open.
 const LOOK_FOR_PUBLISHED: Duration = Duration::from_secs(1);
@@ -120,6 +124,7 @@ async fn serve(
     tasks.spawn(report_attempts(ring, hub));
     tasks.spawn(follow_network(engine.clone()));
     tasks.spawn(cut_at_ends(engine.clone()));
+    tasks.spawn(end_trials(engine.clone()));
     let binds = match binds {
         // SAFETY: they own their ring's descriptor, which is the same and open as long as they live.
         Some(binds) => unsafe { AsyncFd::register_with_interest(binds, Interest::READABLE) }
@@ -252,6 +257,33 @@ async fn cut_at_ends(engine: Arc<Engine>) {
     }
 }
 
+/// Rolls back what was on trial when its time is over.
+async fn end_trials(engine: Arc<Engine>) {
+    let mut policies = engine.policies();
+    loop {
+        let asked = engine.clone();
+        let pause = match spawn_blocking(move || asked.end_trial()).await {
+            Ok(Ok(left_ns)) => {
+                left_ns.map(|left_ns| LONGEST_PAUSE.min(Duration::from_nanos(left_ns)))
+            }
+            Ok(Err(failure)) => {
+                log::error!("what was on trial could not be rolled back: {failure}");
+                Some(TRY_AGAIN)
+            }
+            Err(error) => {
+                log::error!("{error}");
+                Some(TRY_AGAIN)
+            }
+        };
+        tokio::select! {
+            () = sleep(pause.unwrap_or_default()), if pause.is_some() => {}
+            changed = policies.changed() => if changed.is_err() {
+                return;
+            },
+        }
+    }
+}
+
 /// Keeps published ports guarded as they come and go. Nothing tells of them, so they are looked for: after a socket was bound, or,
 /// where nothing tells of that either, all the time.
 async fn follow_published(engine: Arc<Engine>, mut binds: Option<AsyncFd<Binds>>) {
@@ -323,7 +355,8 @@ fn look_for_published(watch: &mut Watch, engine: &Engine) -> Result<Vec<String>,
 async fn reload_on_hangup(engine: Arc<Engine>, mut hangup: tokio::signal::unix::Signal) {
     while hangup.recv().await.is_some() {
         let engine = engine.clone();
-        match spawn_blocking(move || engine.reload()).await {
+        match spawn_blocking(move || engine.reload(&Reload::default(), &Requester::signal())).await
+        {
             Ok(Ok(change)) => {
                 log::info!("reloaded: {} rules", change.rules.len());
                 change.notes.iter().for_each(|note| log::info!("{note}"));

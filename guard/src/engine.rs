@@ -4,6 +4,7 @@
 //! changed copy of the rules is compiled, put in force, and only then kept. Changes wait for each other; questions are answered
 //! meanwhile, and wait only for what is compiled to be put in force.
 
+mod changing;
 mod core;
 mod coverage;
 mod cutting;
@@ -21,16 +22,18 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use tokio::sync::watch;
 
 use self::core::{Basis, Core, Planned};
 pub use self::cutting::Ended;
 use crate::{
     control::{
-        AddRules, Change, Control, Explain, Explanation, Failure, Layer, Mode, RemoveRules,
+        AddRules, Change, Control, Explain, Explanation, Failure, Layer, Mode, Reload, RemoveRules,
         RuleView, SetMode, Status,
     },
     engine::{facts::Facts, status::Missing},
+    history::{self, Asked, History, Kind, Requester},
     host::bpffs,
     kernel::{
         KernelError,
@@ -40,7 +43,8 @@ use crate::{
     },
     output, policy,
     startup::Startup,
-    state::RunFlags,
+    state::{RunFlags, State},
+    trial::{self, Trial},
 };
 
 /// Which configuration an engine works from.
@@ -127,7 +131,8 @@ impl Engine {
     pub fn start(&mut self, flags: RunFlags, yes: bool) -> Result<Startup, Failure> {
         let core = self.core.get_mut().unwrap_or_else(PoisonError::into_inner);
         let following = self.changes.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let (startup, problems) = core.start(flags, yes)?;
+        let asked = Asked::start(&flags, &Requester::this_process());
+        let (startup, problems) = core.start(flags, yes, &asked)?;
         following.told = problems;
         following.hooks = core.hooks_in_place()?;
         let facts = Facts::gather(&core.settings.config)?;
@@ -277,14 +282,101 @@ impl Engine {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Rolls back the trial that is over, and says how long the one that is open lasts from now, in nanoseconds; `None` where none
+    /// is.
+    ///
+    /// # Errors
+    /// When it can't be rolled back; it stays open then, and whatever of it the kernel ends has ended.
+    pub fn end_trial(&self) -> Result<Option<u64>, Failure> {
+        let left_ns = self.core().trial_left_ns();
+        match left_ns {
+            None => Ok(None),
+            Some(0) => {
+                let mut following = self.begin_change()?;
+                self.settle_trial(&mut following)?;
+                Ok(self.core().trial_left_ns())
+            }
+            Some(_) => Ok(left_ns),
+        }
+    }
+
+    /// Rolls back the trial that is over, if one is.
+    fn settle_trial(&self, following: &mut Following) -> Result<(), Failure> {
+        if self.read()?.trial_left_ns() != Some(0) {
+            return Ok(());
+        }
+        let what = self.read()?.state.trial.as_ref().map(|trial| trial.what.clone());
+        let what = format!("not confirmed: {}", what.unwrap_or_default());
+        let asked = Asked::new(Kind::Rollback, &what, &Requester::itself());
+        let change = self.roll_back(following, &asked)?;
+        log::warn!("rolled back, {}", output::text::escaped(&what));
+        change.notes.iter().for_each(|note| log::info!("{}", output::text::escaped(note)));
+        Ok(())
+    }
+
+    /// For a change that no trial is to be mixed up with: takes back one that is over, and is refused while one is open.
+    fn begin_change_without_trial(&self) -> Result<MutexGuard<'_, Following>, Failure> {
+        let mut following = self.begin_change()?;
+        self.settle_trial(&mut following)?;
+        let core = self.read()?;
+        match (&core.state.trial, core.trial_left_ns()) {
+            (Some(trial), Some(left_ns)) => Err(trial.refusal(left_ns)),
+            _ => Ok(following),
+        }
+    }
+
+    fn roll_back(&self, following: &mut Following, asked: &Asked) -> Result<Change, Failure> {
+        let (planned, trial) = self.read()?.plan_rollback()?;
+        let generation = self.carry_out(planned, asked)?;
+        let mut notes = Vec::new();
+        if trial.is_of_configuration() {
+            notes.push(format!(
+                "the configuration in force is not that of {}: `guard reload` takes it",
+                self.read()?.place.config.display()
+            ));
+            // The old policy is in force whatever becomes of the rest, which following the network mends.
+            if generation.is_some() {
+                notes.extend(
+                    self.apply_settings(following)
+                        .unwrap_or_else(|failure| vec![failure.to_string()]),
+                );
+            }
+        }
+        Ok(self.read()?.changed(generation, Vec::new(), notes))
+    }
+
+    /// Reserves ports and covers interfaces as new settings say. Returns what did not work.
+    fn apply_settings(&self, following: &mut Following) -> Result<Vec<String>, Failure> {
+        let mut notes: Vec<String> = self.write()?.reserve_ports()?.into_iter().collect();
+        let core = self.read()?;
+        let facts = Facts::gather(&core.settings.config)?;
+        following.refusals.clear();
+        if let Err(failure) = core.mend_sockets() {
+            notes.push(format!("the backstop can't be attached: {failure}"));
+        }
+        notes.extend(coverage::cover(&core.pins, &core.settings.config, &facts)?);
+        if core.is_daemon {
+            let facts = Facts::gather(&core.settings.config)?;
+            *self.kept() = Some(Kept::now(&core.pins, &facts.seen)?);
+        }
+        Ok(notes)
+    }
+
     /// Returns what is worth a line in the log: ports newly published or no longer, and the connections that were cut.
     fn follow_addresses(&self, facts: &Facts) -> Result<Vec<String>, Failure> {
         let planned = self.core().plan_following(facts)?;
         let Some((ready, mut news)) = planned else {
             return Ok(Vec::new());
         };
+        let asked = (!news.is_empty())
+            .then(|| Asked::new(Kind::Published, &news.join("; "), &Requester::itself()));
+        let before = self.core().standing()?;
         let generation = self.core_to_change().put(ready)?;
         log::debug!("generation {generation:?} follows the network");
+        if let Some(asked) = asked {
+            let core = self.core();
+            core.record(&asked, &before, core.standing());
+        }
         news.extend(cutting::notes(&self.core().cut()));
         Ok(news)
     }
@@ -313,8 +405,8 @@ impl Engine {
     }
 
     /// Puts in force what was planned in this change.
-    fn carry_out(&self, planned: Planned) -> Result<Option<u64>, Failure> {
-        self.write()?.carry_out(planned)
+    fn carry_out(&self, planned: Planned, asked: &Asked) -> Result<Option<u64>, Failure> {
+        self.write()?.carry_out(planned, asked)
     }
 }
 
@@ -343,16 +435,19 @@ impl Control for Engine {
         self.read()?.rules()
     }
 
-    fn add_rules(&self, request: &AddRules) -> Result<Change, Failure> {
-        let _change = self.begin_change()?;
+    fn add_rules(&self, request: &AddRules, by: &Requester) -> Result<Change, Failure> {
+        let _change = self.begin_change_without_trial()?;
         let (planned, added) = {
             let core = self.read()?;
+            if request.confirm_seconds.is_some() {
+                core.refuse_nothing_to_try()?;
+            }
             let mut state = core.state.clone();
             let policy = core.policy()?;
             let added = policy::add(&policy, request, &mut state, &core.clock())?;
             (core.plan(core.settings.clone(), state, core.basis()?)?, added)
         };
-        let generation = self.carry_out(planned)?;
+        let generation = self.carry_out(planned, &Asked::add(request, by))?;
         let core = self.read()?;
         let all = core.rules()?;
         let rules: Vec<RuleView> =
@@ -362,8 +457,8 @@ impl Control for Engine {
         Ok(core.changed(generation, rules, notes))
     }
 
-    fn remove_rules(&self, request: &RemoveRules) -> Result<Change, Failure> {
-        let _change = self.begin_change()?;
+    fn remove_rules(&self, request: &RemoveRules, by: &Requester) -> Result<Change, Failure> {
+        let _change = self.begin_change_without_trial()?;
         let (planned, removed) = {
             let core = self.read()?;
             let mut state = core.state.clone();
@@ -374,12 +469,12 @@ impl Control for Engine {
                 all.into_iter().filter(|rule| removed.contains(&rule.id)).collect();
             (core.plan(core.settings.clone(), state, core.basis()?)?, rules)
         };
-        let generation = self.carry_out(planned)?;
+        let generation = self.carry_out(planned, &Asked::remove(request, by))?;
         Ok(self.read()?.changed(generation, removed, Vec::new()))
     }
 
-    fn set_mode(&self, request: &SetMode) -> Result<Change, Failure> {
-        let _change = self.begin_change()?;
+    fn set_mode(&self, request: &SetMode, by: &Requester) -> Result<Change, Failure> {
+        let _change = self.begin_change_without_trial()?;
         let planned = {
             let core = self.read()?;
             let mut state = core.state.clone();
@@ -398,7 +493,7 @@ impl Control for Engine {
             };
             core.plan(core.settings.clone(), state, core.basis()?)?
         };
-        let generation = self.carry_out(planned)?;
+        let generation = self.carry_out(planned, &Asked::mode(request, by))?;
         Ok(self.read()?.changed(generation, Vec::new(), Vec::new()))
     }
 
@@ -409,42 +504,82 @@ impl Control for Engine {
         core.explain(request)
     }
 
-    fn reload(&self) -> Result<Change, Failure> {
-        let mut following = self.begin_change()?;
+    fn reload(&self, request: &Reload, by: &Requester) -> Result<Change, Failure> {
+        let mut following = self.begin_change_without_trial()?;
+        let asked = Asked::reload(request, by);
         let planned = {
             let core = self.read()?;
             let settings = core.settings.reload(&core.place, &core.state.run)?;
-            let planned = core.plan(settings, core.state.clone(), Basis::anew())?;
+            let trial = request
+                .confirm_seconds
+                .map(|seconds| core.reload_on_trial(seconds, &asked.command))
+                .transpose()?;
+            let state = State { trial, rolled_back: false, ..core.state.clone() };
+            let planned = core.plan(settings, state, Basis::anew())?;
             core.refuse_to_cut_sessions(&planned)?;
             planned
         };
-        let generation = self.carry_out(planned)?;
+        let generation = self.carry_out(planned, &asked)?;
         give_memory_back();
         let mut notes = Vec::new();
         if generation.is_some() {
-            notes.extend(self.write()?.reserve_ports()?);
-            let core = self.read()?;
-            let facts = Facts::gather(&core.settings.config)?;
-            following.refusals.clear();
-            if let Err(failure) = core.mend_sockets() {
-                notes.push(format!("the backstop can't be attached: {failure}"));
-            }
-            notes.extend(coverage::cover(&core.pins, &core.settings.config, &facts)?);
-            if core.is_daemon {
-                let facts = Facts::gather(&core.settings.config)?;
-                *self.kept() = Some(Kept::now(&core.pins, &facts.seen)?);
-            }
+            notes.extend(self.apply_settings(&mut following)?);
         }
         let core = self.read()?;
+        if core.state.trial.is_none() {
+            trial::forget(&core.settings.config.paths.state);
+        }
         let rules = core.rules()?;
         notes.extend(rules.iter().filter_map(output::idle));
         Ok(core.changed(generation, rules, notes))
     }
 
-    fn down(&self) -> Result<Vec<String>, Failure> {
+    fn down(&self, by: &Requester) -> Result<Vec<String>, Failure> {
         let _change = self.begin_change()?;
         *self.kept() = None;
-        self.write()?.down()
+        self.write()?.down(&Asked::new(Kind::Down, "down", by))
+    }
+
+    fn confirm(&self, by: &Requester) -> Result<Change, Failure> {
+        let mut following = self.begin_change()?;
+        let over = self.read()?.state.trial.as_ref().map(Trial::view);
+        self.settle_trial(&mut following)?;
+        let core = self.read()?;
+        let mut state = core.state.clone();
+        let Some(confirmed) = policy::confirm(&mut state, &core.clock()) else {
+            return Err(over.map_or_else(trial::none_is_open, |over| {
+                Failure::failed(
+                    format!("too late: this was rolled back, its time was over: {}", over.what),
+                    "Make the change again.",
+                )
+            }));
+        };
+        let planned = core.plan(core.settings.clone(), state, core.basis()?)?;
+        drop(core);
+        let generation = self.carry_out(planned, &Asked::new(Kind::Confirm, "confirm", by))?;
+        let core = self.read()?;
+        if !core.state.rolled_back {
+            trial::forget(&core.settings.config.paths.state);
+        }
+        let mut rules = core.rules()?;
+        rules.retain(|rule| confirmed.ids.contains(&rule.id));
+        Ok(core.changed(generation, rules, confirmed.notes))
+    }
+
+    fn rollback(&self, by: &Requester) -> Result<Change, Failure> {
+        let mut following = self.begin_change()?;
+        self.roll_back(&mut following, &Asked::new(Kind::Rollback, "rollback", by))
+    }
+
+    fn history(&self, since_seconds: Option<u64>) -> Result<History, Failure> {
+        let directory = self.read()?.settings.config.paths.state.clone();
+        let oldest = since_seconds.map(|it| history::seconds_before(Timestamp::now(), it));
+        history::read(&directory, oldest).map_err(|error| {
+            Failure::failed(
+                format!("the history in {} can't be read: {error}", directory.display()),
+                format!("Make {} a file that root can read, or move it away.", history::FILE_NAME),
+            )
+        })
     }
 }
 

@@ -4,7 +4,7 @@
 mod change;
 mod sets;
 
-pub use change::{Added, add, end_after, remove};
+pub use change::{Added, add, confirm, end_after, remove};
 pub use sets::{SetError, Sets};
 
 use std::{

@@ -243,6 +243,8 @@ mod tests {
             counters: Vec::new(),
             events: EventTotals::default(),
             version: "0.1.0".into(),
+            trial: None,
+            rolled_back: false,
         }
     }
 

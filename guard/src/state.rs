@@ -21,6 +21,7 @@ use crate::{
         Action, GuardedPort, InterfaceName, Origin, Rule, RuleId, Source, check_action, check_via,
         comment_problem,
     },
+    trial::Trial,
 };
 
 /// The file's name in the state directory.
@@ -29,8 +30,11 @@ pub const FILE_NAME: &str = "state.json";
 /// What it is called while it is written.
 const FRESH_NAME: &str = ".state.json.new";
 
-/// The number of this format.
-const VERSION: u32 = 1;
+/// The newest format that is known.
+const VERSION: u32 = 2;
+
+/// The format without what trials need. It is written while there is nothing of that, so that an older guard can read it.
+const VERSION_WITHOUT_TRIALS: u32 = 1;
 
 /// No sensible state is larger.
 const MAX_BYTES: u64 = 16 << 20;
@@ -52,6 +56,10 @@ pub struct State {
     pub reserved_ports: Vec<u16>,
     /// What the newest `guard run` was told, so that commands without a daemon go by it as well.
     pub run: RunFlags,
+    /// The change that is rolled back unless it is confirmed.
+    pub trial: Option<Trial>,
+    /// A configuration was tried, and is not in force: the one from before is, though the file is another.
+    pub rolled_back: bool,
 }
 
 /// The flags of `guard run`, as typed. Each stands in place of its key of the configuration where it was given.
@@ -77,6 +85,8 @@ impl Default for State {
             newest_time: Timestamp::UNIX_EPOCH,
             reserved_ports: Vec::new(),
             run: RunFlags::default(),
+            trial: None,
+            rolled_back: false,
         }
     }
 }
@@ -145,6 +155,10 @@ struct Stored {
     reserved_ports: Vec<u16>,
     run: RunFlags,
     rules: Vec<StoredRule>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    trial: Option<Trial>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    rolled_back: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -209,22 +223,9 @@ impl State {
     }
 
     fn replace(&self, directory: &Path) -> io::Result<()> {
-        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
         let mut text = serde_json::to_string_pretty(&self.to_stored())?;
         text.push('\n');
-        // Of one name, so that one which a crash has left is not there for ever.
-        match fs::remove_file(directory.join(FRESH_NAME)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        // Only its owner can read it, and it goes where it can't be written.
-        let mut fresh = tempfile::Builder::new();
-        let mut file = fresh.prefix(FRESH_NAME).rand_bytes(0).tempfile_in(directory)?;
-        file.write_all(text.as_bytes())?;
-        file.as_file().sync_all()?;
-        file.persist(directory.join(FILE_NAME))?;
-        // The rename itself must survive a power cut as well.
-        File::open(directory)?.sync_all()
+        replace(directory, FILE_NAME, text.as_bytes())
     }
 
     fn to_stored(&self) -> Stored {
@@ -237,8 +238,9 @@ impl State {
             until: rule.until,
             comment: rule.comment.clone(),
         });
+        let has_trials = self.trial.is_some() || self.rolled_back;
         Stored {
-            version: VERSION,
+            version: if has_trials { VERSION } else { VERSION_WITHOUT_TRIALS },
             next_rule: self.next_rule,
             mode: self.mode,
             observe_until: self.observe_until,
@@ -246,8 +248,28 @@ impl State {
             reserved_ports: self.reserved_ports.clone(),
             run: self.run.clone(),
             rules: rules.collect(),
+            trial: self.trial.clone(),
+            rolled_back: self.rolled_back,
         }
     }
+}
+
+/// Writes a file of the state directory, which is made where it is absent: whole, or not at all.
+pub(crate) fn replace(directory: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    // Of one name, so that one which a crash has left is not there for ever.
+    match fs::remove_file(directory.join(FRESH_NAME)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // Only its owner can read it, and it goes where it can't be written.
+    let mut fresh = tempfile::Builder::new();
+    let mut file = fresh.prefix(FRESH_NAME).rand_bytes(0).tempfile_in(directory)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    file.persist(directory.join(name))?;
+    // The rename itself must survive a power cut as well.
+    File::open(directory)?.sync_all()
 }
 
 /// The state in a file, or why it is none.
@@ -281,7 +303,7 @@ fn understand(bytes: &[u8]) -> Result<State, String> {
         format!("it breaks off or is wrong at line {}, column {}", error.line(), error.column())
     };
     let AnyVersion { version } = serde_json::from_slice(bytes).map_err(place)?;
-    if version != VERSION {
+    if !(VERSION_WITHOUT_TRIALS..=VERSION).contains(&version) {
         return Err(format!(
             "it has version {version} of the format, and this guard knows {VERSION}"
         ));
@@ -325,6 +347,8 @@ fn understand(bytes: &[u8]) -> Result<State, String> {
         newest_time: stored.newest_time,
         reserved_ports: stored.reserved_ports,
         run: stored.run,
+        trial: stored.trial,
+        rolled_back: stored.rolled_back,
     })
 }
 
@@ -333,6 +357,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::trial::{Tried, TriedRule};
 
     fn time(text: &str) -> Timestamp {
         text.parse().unwrap()
@@ -368,7 +393,21 @@ mod tests {
                 observe: true,
                 reject: true,
             },
+            trial: None,
+            rolled_back: false,
         }
+    }
+
+    /// With a trial of its first rule.
+    fn on_trial() -> State {
+        let tried = TriedRule { id: RuleId::command(2), until: None };
+        let trial = Trial {
+            what: "allow 192.0.2.0/24 confirm 1m".to_owned(),
+            until: time("2026-11-25T01:03:03Z"),
+            seconds: 60,
+            change: Tried::Rules(vec![tried]),
+        };
+        State { trial: Some(trial), rolled_back: true, ..full() }
     }
 
     fn load(directory: &Path) -> Result<Loaded, StateError> {
@@ -391,7 +430,9 @@ mod tests {
     fn what_is_saved_is_loaded() {
         let parent = tempfile::tempdir().unwrap();
         let directory = parent.path().join("lib/guard");
-        for state in [State::default(), full()] {
+        let reload = |trial: Trial| Trial { change: Tried::Reload, ..trial };
+        let of_file = State { trial: on_trial().trial.map(reload), ..full() };
+        for state in [State::default(), on_trial(), of_file, full()] {
             save(&state, &directory).unwrap();
             assert_eq!(load(&directory).unwrap(), Loaded { state, warning: None });
         }
@@ -451,14 +492,28 @@ mod tests {
     }
 
     #[test]
+    fn an_older_guard_reads_what_has_no_trials_and_only_that() {
+        let version = |state: State| {
+            let directory = tempfile::tempdir().unwrap();
+            save(&state, directory.path()).unwrap();
+            let text = fs::read(directory.path().join(FILE_NAME)).unwrap();
+            serde_json::from_slice::<AnyVersion>(&text).unwrap().version
+        };
+        assert_eq!(version(full()), 1);
+        assert_eq!(version(on_trial()), 2);
+        assert_eq!(version(State { rolled_back: true, ..full() }), 2);
+        assert!(!saved().contains("trial") && !saved().contains("rolled_back"));
+    }
+
+    #[test]
     fn a_newer_guards_file_is_refused_and_stays() {
         let directory = tempfile::tempdir().unwrap();
-        let text = saved().replace("\"version\": 1", "\"more\": [], \"version\": 2");
+        let text = saved().replace("\"version\": 1", "\"more\": [], \"version\": 3");
         fs::write(directory.path().join(FILE_NAME), &text).unwrap();
         let refusals =
             [load(directory.path()).map(drop), save(&full(), directory.path())].map(Result::err);
         for refusal in refusals {
-            assert!(matches!(refusal, Some(StateError::Newer { version: 2, .. })), "{refusal:?}");
+            assert!(matches!(refusal, Some(StateError::Newer { version: 3, .. })), "{refusal:?}");
         }
         assert_eq!(fs::read_to_string(directory.path().join(FILE_NAME)).unwrap(), text);
         assert_eq!(names(directory.path()), [FILE_NAME]);

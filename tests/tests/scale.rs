@@ -11,7 +11,8 @@ use std::{
 
 use guard::{
     api::client::Client,
-    control::{Control, Explain},
+    control::{Control, Explain, Reload},
+    history::Requester,
 };
 use guard_tests::{
     lab::{CLIENT, Lab, OLLAMA, SERVER},
@@ -145,7 +146,9 @@ fn thousands_of_exchanges_let_in_nobody_else_and_lose_nothing() {
         let end = EndOnDrop(&is_over);
         for exchange in 1..=EXCHANGES {
             guard.configure(&policies[exchange as usize % policies.len()]);
-            let change = client.reload().expect("the policy is put in force");
+            let change = client
+                .reload(&Reload::default(), &Requester::this_process())
+                .expect("the policy is put in force");
             assert!(change.generation > Some(exchange));
         }
         drop(end);

@@ -32,7 +32,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
     net::{UnixListener, UnixStream},
@@ -43,8 +43,11 @@ use tokio::{
 
 use super::{Presence, presence};
 use crate::{
-    control::{AddRules, Change, Control, Explain, Failure, FailureKind, RemoveRules, SetMode},
+    control::{
+        AddRules, Change, Control, Explain, Failure, FailureKind, Reload, RemoveRules, SetMode,
+    },
     events::{Follower, Hub, Line},
+    history::{Requester, seconds_before},
     metrics,
 };
 
@@ -173,8 +176,8 @@ pub async fn serve(
             accepted = accept(&listener, &room, own_uid) => accepted,
         };
         match accepted {
-            Ok(Some((stream, uid, place))) => {
-                let served = serve_connection(stream, uid, router.clone());
+            Ok(Some((stream, credentials, place))) => {
+                let served = serve_connection(stream, credentials, router.clone());
                 connections.spawn(async move {
                     served.await;
                     drop(place);
@@ -236,11 +239,15 @@ async fn accept(
     listener: &UnixListener,
     room: &Room,
     own_uid: u32,
-) -> io::Result<Option<(UnixStream, u32, Place)>> {
+) -> io::Result<Option<(UnixStream, Credentials, Place)>> {
     let slot = Arc::clone(&room.all).acquire_owned().await.map_err(io::Error::other)?;
     let (stream, _) = listener.accept().await?;
-    let uid = stream.peer_cred()?.uid();
-    Ok(room.place_for(slot, may_change(uid, own_uid)).map(|place| (stream, uid, place)))
+    let peer = stream.peer_cred()?;
+    let uid = peer.uid();
+    // The kernel says 0 for a process that this one's namespace does not show.
+    let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0);
+    let place = room.place_for(slot, may_change(uid, own_uid));
+    Ok(place.map(|place| (stream, Credentials { uid, pid }, place)))
 }
 
 async fn until_stopped(stopped: &mut watch::Receiver<bool>) {
@@ -248,17 +255,34 @@ async fn until_stopped(stopped: &mut watch::Receiver<bool>) {
     let _ = stopped.wait_for(|stopped| *stopped).await;
 }
 
+/// Who has connected, as the kernel says (unix(7), `SO_PEERCRED`).
+#[derive(Clone, Copy, Debug)]
+struct Credentials {
+    uid: u32,
+    pid: Option<u32>,
+}
+
 /// One connection, and what its request is to know of it.
 struct Peer {
     uid: u32,
+    pid: Option<u32>,
     /// It follows events, and may last.
     follows: AtomicBool,
     /// The answer has been sent, or can't be.
     closed: Notify,
 }
 
-async fn serve_connection(stream: UnixStream, uid: u32, router: Router) {
-    let peer = Arc::new(Peer { uid, follows: AtomicBool::new(false), closed: Notify::new() });
+impl Peer {
+    /// Looks at the process, which may take its time to be looked at: only where one may wait, and only of those who may change
+    /// something.
+    fn requester(&self) -> Requester {
+        Requester::peer(self.uid, self.pid)
+    }
+}
+
+async fn serve_connection(stream: UnixStream, credentials: Credentials, router: Router) {
+    let Credentials { uid, pid } = credentials;
+    let peer = Arc::new(Peer { uid, pid, follows: AtomicBool::new(false), closed: Notify::new() });
     let service = TowerToHyperService::new(router.layer(Extension(Arc::clone(&peer))));
     let mut http = http1::Builder::new();
     http.keep_alive(false)
@@ -299,6 +323,9 @@ fn router(shared: Shared) -> Router {
         .route("/v1/explain", post(explain))
         .route("/v1/reload", post(reload))
         .route("/v1/down", post(down))
+        .route("/v1/confirm", post(confirm))
+        .route("/v1/rollback", post(rollback))
+        .route("/v1/history", get(history))
         .route("/v1/events", get(events))
         .route("/metrics", get(metrics))
         .fallback(unknown_path)
@@ -357,23 +384,26 @@ async fn rules(State(shared): State<Shared>) -> Result<Response, Problem> {
 
 async fn add_rules(
     State(shared): State<Shared>,
+    Extension(peer): Extension<Arc<Peer>>,
     Json(request): Json<AddRules>,
 ) -> Result<Response, Problem> {
-    change(&shared, move |control| control.add_rules(&request)).await
+    change(&shared, &peer, move |control, by| control.add_rules(&request, by)).await
 }
 
 async fn remove_rules(
     State(shared): State<Shared>,
+    Extension(peer): Extension<Arc<Peer>>,
     Json(request): Json<RemoveRules>,
 ) -> Result<Response, Problem> {
-    change(&shared, move |control| control.remove_rules(&request)).await
+    change(&shared, &peer, move |control, by| control.remove_rules(&request, by)).await
 }
 
 async fn set_mode(
     State(shared): State<Shared>,
+    Extension(peer): Extension<Arc<Peer>>,
     Json(request): Json<SetMode>,
 ) -> Result<Response, Problem> {
-    change(&shared, move |control| control.set_mode(&request)).await
+    change(&shared, &peer, move |control, by| control.set_mode(&request, by)).await
 }
 
 async fn explain(
@@ -383,8 +413,46 @@ async fn explain(
     ask(&shared, move |control| control.explain(&request)).await
 }
 
-async fn reload(State(shared): State<Shared>) -> Result<Response, Problem> {
-    change(&shared, |control| control.reload()).await
+async fn reload(
+    State(shared): State<Shared>,
+    Extension(peer): Extension<Arc<Peer>>,
+    JsonOrNothing(request): JsonOrNothing<Reload>,
+) -> Result<Response, Problem> {
+    change(&shared, &peer, move |control, by| control.reload(&request, by)).await
+}
+
+async fn confirm(
+    State(shared): State<Shared>,
+    Extension(peer): Extension<Arc<Peer>>,
+) -> Result<Response, Problem> {
+    change(&shared, &peer, |control, by| control.confirm(by)).await
+}
+
+async fn rollback(
+    State(shared): State<Shared>,
+    Extension(peer): Extension<Arc<Peer>>,
+) -> Result<Response, Problem> {
+    change(&shared, &peer, |control, by| control.rollback(by)).await
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HistoryQuery {
+    /// Only changes of the last so many seconds.
+    since: Option<u64>,
+}
+
+async fn history(
+    State(shared): State<Shared>,
+    query: Result<Query<HistoryQuery>, QueryRejection>,
+) -> Result<Response, Problem> {
+    let Query(query) = query.map_err(|rejection| {
+        Failure::bad_request(
+            format!("the query of /v1/history is not right: {}", rejection.body_text()),
+            "Give since=SECONDS or nothing.",
+        )
+    })?;
+    ask(&shared, move |control| control.history(query.since)).await
 }
 
 async fn down(
@@ -394,7 +462,7 @@ async fn down(
     let stop = shared.stop.clone();
     let runtime = tokio::runtime::Handle::current();
     ask(&shared, move |control| {
-        let lifted = control.down()?;
+        let lifted = control.down(&peer.requester())?;
         // From here, and not from the request: that ends with its connection, and what is lifted stays lifted.
         runtime.spawn(async move {
             if timeout(CLOSING_TIME, peer.closed.notified()).await.is_err() {
@@ -410,10 +478,12 @@ async fn down(
 /// As [`ask`], and what is worth knowing of the change stands in the log, too.
 async fn change(
     shared: &Shared,
-    make: impl FnOnce(&dyn Control) -> Result<Change, Failure> + Send + 'static,
+    peer: &Arc<Peer>,
+    make: impl FnOnce(&dyn Control, &Requester) -> Result<Change, Failure> + Send + 'static,
 ) -> Result<Response, Problem> {
-    ask(shared, |control| {
-        let change = make(control)?;
+    let peer = Arc::clone(peer);
+    ask(shared, move |control| {
+        let change = make(control, &peer.requester())?;
         change.notes.iter().for_each(|note| log::info!("{note}"));
         Ok(change)
     })
@@ -488,14 +558,6 @@ async fn events(
     Ok(([(header::CONTENT_TYPE, kind)], body).into_response())
 }
 
-/// A span that reaches behind the calendar's first day is one that reaches behind every attempt.
-fn seconds_before(now: Timestamp, seconds: u64) -> Timestamp {
-    i64::try_from(seconds)
-        .ok()
-        .and_then(|seconds| now.checked_sub(SignedDuration::from_secs(seconds)).ok())
-        .unwrap_or(Timestamp::MIN)
-}
-
 /// What a follower hears, until the daemon ends. Holds the follower's slot.
 fn following(
     follower: Follower,
@@ -522,7 +584,7 @@ async fn unknown_path(request: Request) -> Problem {
         status: StatusCode::NOT_FOUND,
         failure: Failure::bad_request(
             format!("the control API has no {:?}", request.uri().path()),
-            "Its paths are /v1/status, /v1/rules, /v1/mode, /v1/explain, /v1/reload, /v1/down and /v1/events.",
+            "Its paths are /v1/status, /v1/rules, /v1/mode, /v1/explain, /v1/reload, /v1/confirm, /v1/rollback, /v1/down, /v1/history and /v1/events.",
         ),
     }
 }
@@ -532,7 +594,7 @@ async fn wrong_method(request: Request) -> Problem {
         status: StatusCode::METHOD_NOT_ALLOWED,
         failure: Failure::bad_request(
             format!("{} is not for {}", request.method(), request.uri().path()),
-            "GET reads status, rules and events; POST adds rules or asks for a change; DELETE removes rules.",
+            "GET reads status, rules, history and events; POST adds rules or asks for a change; DELETE removes rules.",
         ),
     }
 }
@@ -568,32 +630,48 @@ impl<S: Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
-        let body = Limited::new(request.into_body(), MAX_BODY_BYTES).collect();
-        let body = timeout(READ_TIME, body).await.map_err(|_| Problem {
-            status: StatusCode::REQUEST_TIMEOUT,
-            failure: Failure::bad_request(
-                format!("the body did not come within {} seconds", READ_TIME.as_secs()),
-                "Send the whole request at once.",
-            ),
-        })?;
-        let body = body.map_err(|error| {
-            if error.is::<LengthLimitError>() {
-                return Problem {
-                    status: StatusCode::PAYLOAD_TOO_LARGE,
-                    failure: Failure::bad_request(
-                        format!("the body is larger than {MAX_BODY_BYTES} bytes"),
-                        "Split it, or name a file of prefixes as a source (@FILE).",
-                    ),
-                };
-            }
-            Failure::bad_request(
-                format!("the body could not be read: {error}"),
-                "Send the request again.",
-            )
-            .into()
-        })?;
-        Ok(parse_body(&body.to_bytes()).map(Self)?)
+        Ok(parse_body(&read_body(request).await?).map(Self)?)
     }
+}
+
+/// As [`Json`], of a body that may be empty.
+struct JsonOrNothing<T>(T);
+
+impl<S: Sync, T: DeserializeOwned + Default> FromRequest<S> for JsonOrNothing<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
+        let body = read_body(request).await?;
+        Ok(if body.is_empty() { Self(T::default()) } else { parse_body(&body).map(Self)? })
+    }
+}
+
+async fn read_body(request: Request) -> Result<Bytes, Problem> {
+    let body = Limited::new(request.into_body(), MAX_BODY_BYTES).collect();
+    let body = timeout(READ_TIME, body).await.map_err(|_| Problem {
+        status: StatusCode::REQUEST_TIMEOUT,
+        failure: Failure::bad_request(
+            format!("the body did not come within {} seconds", READ_TIME.as_secs()),
+            "Send the whole request at once.",
+        ),
+    })?;
+    let body = body.map_err(|error| {
+        if error.is::<LengthLimitError>() {
+            return Problem {
+                status: StatusCode::PAYLOAD_TOO_LARGE,
+                failure: Failure::bad_request(
+                    format!("the body is larger than {MAX_BODY_BYTES} bytes"),
+                    "Split it, or name a file of prefixes as a source (@FILE).",
+                ),
+            };
+        }
+        Failure::bad_request(
+            format!("the body could not be read: {error}"),
+            "Send the request again.",
+        )
+        .into()
+    })?;
+    Ok(body.to_bytes())
 }
 
 /// The request that a body holds.
@@ -636,6 +714,7 @@ mod tests {
             (Method::HEAD, "/v1/status"),
             (Method::GET, "/v1/rules"),
             (Method::GET, "/v1/events"),
+            (Method::GET, "/v1/history"),
             (Method::POST, "/v1/explain"),
         ];
         let changes = [
@@ -644,6 +723,8 @@ mod tests {
             (Method::POST, "/v1/mode"),
             (Method::POST, "/v1/reload"),
             (Method::POST, "/v1/down"),
+            (Method::POST, "/v1/confirm"),
+            (Method::POST, "/v1/rollback"),
             (Method::POST, "/v1/explain/"),
         ];
         for (method, path) in &reads {
@@ -673,7 +754,7 @@ mod tests {
         let (mut client, stream) = UnixStream::pair().unwrap();
         let request = b"POST /v1/down HTTP/1.1\r\nhost: guard\r\ncontent-length: 0\r\n\r\n";
         client.write_all(request).await.unwrap();
-        serve_connection(stream, MEMBER, router).await;
+        serve_connection(stream, Credentials { uid: MEMBER, pid: None }, router).await;
         let mut answer = String::new();
         client.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
@@ -692,12 +773,5 @@ mod tests {
         assert_eq!(group_number(text, "broken"), None);
         assert_eq!(group_number(text, "gua"), None);
         assert_eq!(group_number("", "guard"), None);
-    }
-
-    #[test]
-    fn a_span_longer_than_the_calendar_asks_for_everything() {
-        let now = Timestamp::UNIX_EPOCH;
-        assert_eq!(seconds_before(now, 60), Timestamp::from_second(-60).unwrap());
-        assert_eq!(seconds_before(now, u64::MAX), Timestamp::MIN);
     }
 }

@@ -30,6 +30,7 @@ use crate::{
         Change, Explain, Explanation, Failure, InterfaceStatus, Mode, PlaceVerdict, RuleView,
         Status,
     },
+    history::{Asked, Standing},
     host::{
         bpffs,
         cgroup::{self, Scope},
@@ -50,6 +51,7 @@ use crate::{
     policy::{Clock, Policy, Sets},
     rule::{GuardedPort, InterfaceName},
     state::{RunFlags, State},
+    trial::{self, Trial},
 };
 
 /// Ends nearer to each other than this are the same.
@@ -66,7 +68,7 @@ pub struct Core {
     /// `None` while nothing is loaded.
     pub maps: Option<PolicyMaps>,
     /// The sets of files, as they were when they were read.
-    sets: Sets,
+    pub(super) sets: Sets,
     /// What the policy in force was compiled from, where this engine put it there.
     in_force: Option<Input>,
     /// Every port that is guarded stays guarded, whatever became of the flags of the daemon that guarded it: only a start and a
@@ -75,6 +77,10 @@ pub struct Core {
     pub is_daemon: bool,
     /// Counts the policies put in force.
     pub policies: watch::Sender<u64>,
+    /// The trial of this state, and when it is over in nanoseconds of boot time.
+    pub(super) trial: Option<(Trial, u64)>,
+    /// What a configuration on trial has taken the place of, where this engine put it in force.
+    pub(super) before_trial: Option<(Settings, Sets)>,
     _lock: Lock,
 }
 
@@ -91,6 +97,11 @@ impl Basis {
     /// Nothing: files are read again, and which ports are guarded is said anew.
     pub fn anew() -> Self {
         Self::default()
+    }
+
+    /// As [`Basis::anew`], with files as they were read once.
+    pub fn with_sets(sets: Sets) -> Self {
+        Self { sets, ..Self::default() }
     }
 
     /// All rules: the file's, the flags', and those made by command.
@@ -114,30 +125,33 @@ pub struct Prepared {
 /// A change that is ready to be made.
 pub struct Planned {
     policy: Prepared,
-    settings: Settings,
-    state: State,
+    pub(super) settings: Settings,
+    pub(super) state: State,
     facts: Facts,
 }
 
 impl Core {
     pub fn open(place: &Place) -> Result<Self, Failure> {
-        let config = settings::load(place)?;
+        let file = settings::load(place)?;
+        let paths = &file.config.paths;
         probe::check_root()?;
         probe::allow_open_files();
-        let lock = Lock::take(&config.paths.lock())?;
-        let loaded = State::load(&config.paths.state)?;
-        let root = bpffs::locate(&config.paths.pins)
+        let lock = Lock::take(&paths.lock())?;
+        let loaded = State::load(&paths.state)?;
+        let root = bpffs::locate(&paths.pins)
             .map_err(|error| Failure::failed(error.to_string(), error.fix()))?;
-        let pins = Pins::new(root.path, &config.paths.pins);
+        let pins = Pins::new(root.path, &paths.pins);
         pins.refuse_newer()?;
         let maps = pins.are_complete().then(|| PolicyMaps::open(&pins)).transpose()?;
         for warning in loaded.warning.iter().chain(&root.note) {
             log::warn!("{warning}");
         }
-        Ok(Self {
+        let mut state = loaded.state;
+        let in_force = settings::in_force(place, file, &mut state)?;
+        let mut core = Self {
             place: place.clone(),
-            settings: Settings::new(config, &loaded.state.run)?,
-            state: loaded.state,
+            settings: Settings::new(in_force, &state.run)?,
+            state,
             pins,
             mortal: (!root.outlives_us).then(|| root.note.unwrap_or_default()),
             maps,
@@ -146,8 +160,12 @@ impl Core {
             keeps_ports: true,
             is_daemon: false,
             policies: watch::Sender::new(0),
+            trial: None,
+            before_trial: None,
             _lock: lock,
-        })
+        };
+        core.note_trial();
+        Ok(core)
     }
 
     pub fn follow_binds(&self) -> Option<Binds> {
@@ -308,8 +326,24 @@ impl Core {
         Ok(Prepared { input, ready, terms, sets, keeps_ports: basis.keeps_ports })
     }
 
+    /// Puts in force what was planned, keeps it, and keeps who asked for it.
+    pub fn carry_out(&mut self, planned: Planned, asked: &Asked) -> Result<Option<u64>, Failure> {
+        let before = self.standing()?;
+        let is_announced = self.announce_trial(&planned)?;
+        let puts = *self.policies.borrow();
+        let generation = self.put_and_keep(planned);
+        // One that was put and not taken back is in force, whatever else has failed.
+        if generation.is_ok() || *self.policies.borrow() == puts + 1 {
+            self.record(asked, &before, self.standing());
+        }
+        if generation.is_err() && is_announced {
+            self.withdraw_trial();
+        }
+        generation
+    }
+
     /// Puts in force what was planned, and keeps it. When it can't be kept, what was in force comes back.
-    pub fn carry_out(&mut self, planned: Planned) -> Result<Option<u64>, Failure> {
+    pub fn put_and_keep(&mut self, planned: Planned) -> Result<Option<u64>, Failure> {
         let Planned { policy, settings, mut state, facts } = planned;
         let before = self.basis()?;
         let generation = self.put(policy)?;
@@ -321,6 +355,7 @@ impl Core {
         }
         self.state = state;
         self.settings = settings;
+        self.note_trial();
         Ok(generation)
     }
 
@@ -404,7 +439,7 @@ impl Core {
                 "no daemon is running: this was put in force in the kernel directly".to_owned(),
             );
         }
-        Change { generation, rules, notes }
+        Change { generation, rules, notes, trial: self.state.trial.as_ref().map(Trial::view) }
     }
 
     pub fn status(&self) -> Result<Status, Failure> {
@@ -488,7 +523,18 @@ impl Core {
         Ok(Explanation { source, port: port.to_string(), places })
     }
 
-    pub fn down(&mut self) -> Result<Vec<String>, Failure> {
+    pub fn down(&mut self, asked: &Asked) -> Result<Vec<String>, Failure> {
+        let before = self.standing()?;
+        let lifted = self.lift();
+        // Whatever has failed: once the tables are let go of, nothing is decided by them any more.
+        if lifted.is_ok() || self.maps.is_none() && before.generation.is_some() {
+            let after = Standing { generation: None, ports: Vec::new(), ..before.clone() };
+            self.record(asked, &before, Ok(after));
+        }
+        lifted
+    }
+
+    fn lift(&mut self) -> Result<Vec<String>, Failure> {
         let mut lifted = Vec::new();
         let facts = Facts::gather(&self.settings.config)?;
         let hooks = attach::uncover_all(&self.pins, &facts.attached())?;
@@ -517,7 +563,11 @@ impl Core {
         self.state.mode = None;
         self.state.observe_until = None;
         self.state.run = RunFlags::default();
+        trial::undo(&mut self.state);
+        self.state.rolled_back = false;
+        self.note_trial();
         self.state.save(&self.settings.config.paths.state, Timestamp::now())?;
+        trial::forget(&self.settings.config.paths.state);
         if lifted.is_empty() {
             lifted.push("nothing was in force".to_owned());
         }

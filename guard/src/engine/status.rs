@@ -17,6 +17,7 @@ use crate::{
     output,
     policy::Policy,
     rule::GuardedPort,
+    trial::Trial,
 };
 
 /// Something that should be in force and is not.
@@ -140,6 +141,8 @@ pub fn status(core: &Core) -> Result<Status, Failure> {
         counters: counters.as_ref().map_or_else(|| Ok(Vec::new()), Counters::totals)?,
         events: counters.as_ref().map_or_else(|| Ok(EventTotals::default()), Counters::events)?,
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        trial: core.state.trial.as_ref().map(Trial::view),
+        rolled_back: core.state.rolled_back,
     })
 }
 

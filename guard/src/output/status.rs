@@ -1,8 +1,12 @@
 //! `guard status`: how much of the promise is in force.
 
 use super::text::{Page, View, bytes, columns, count, escaped, is_or_are, ports};
-use crate::control::{
-    BackstopStatus, CounterView, Enforcement, InterfaceStatus, Mode, PublishedPort, Status,
+use crate::{
+    control::{
+        BackstopStatus, CounterView, Enforcement, InterfaceStatus, Mode, PublishedPort, Status,
+        TrialView,
+    },
+    duration,
 };
 
 /// The whole answer. The first line says it all.
@@ -23,6 +27,15 @@ pub fn status(status: &Status, view: &View) -> String {
         page.line(published_port(published));
     }
     page.line(rules(status));
+    if let Some(trial) = &status.trial {
+        page.line(on_trial(trial, view));
+    }
+    if status.rolled_back {
+        page.line(format!(
+            "{} the configuration in force is not the file's, which was tried and not confirmed: guard reload takes it",
+            view.notable("note:")
+        ));
+    }
     for wide in &status.wide_rules {
         page.line(format!("{} {}", view.notable("very wide:"), escaped(wide)));
     }
@@ -34,6 +47,23 @@ pub fn status(status: &Status, view: &View) -> String {
     unreported(status, &mut page);
     page.line(next(status));
     page.into_text()
+}
+
+/// `on trial: allow 192.0.2.7 confirm 1m, for another 42s unless guard confirm is run (until 12:01:00)`
+fn on_trial(trial: &TrialView, view: &View) -> String {
+    let left = trial.until.duration_since(view.now).as_secs();
+    let left = match u64::try_from(left) {
+        Ok(left) if left > 0 => {
+            format!("for another {} unless guard confirm is run", duration::brief(left))
+        }
+        _ => "not confirmed in time, and rolled back by the next start or command".to_owned(),
+    };
+    format!(
+        "{} {}, {left} (until {})",
+        view.notable("on trial:"),
+        escaped(&trial.what),
+        view.time(trial.until)
+    )
 }
 
 fn headline(status: &Status, view: &View) -> String {
@@ -304,6 +334,8 @@ pub(crate) mod tests {
             ],
             events: EventTotals::default(),
             version: "0.1.0".into(),
+            trial: None,
+            rolled_back: false,
         }
     }
 
@@ -353,6 +385,25 @@ pub(crate) mod tests {
         );
         all.extend((10..23).map(|number| interface(number, "b")));
         assert!(native(&all)[1].contains("eth18 and 4 more: guard run"), "{:?}", native(&all));
+    }
+
+    #[test]
+    fn a_trial_is_told_with_what_is_left_of_it() {
+        let trial = |until: &str| TrialView {
+            what: "allow 192.0.2.7\u{1b} confirm 1m".into(),
+            until: until.parse().unwrap(),
+        };
+        let of = |until| status(&Status { trial: Some(trial(until)), ..example() }, &view());
+        let text = of("2026-11-25T12:00:42Z");
+        assert!(
+            text.contains(
+                "on trial: allow 192.0.2.7\\u{1b} confirm 1m, for another 42s unless guard confirm is run (until 12:00:42)\n"
+            ),
+            "{text}"
+        );
+        assert!(of("2026-11-25T11:59:00Z").contains("not confirmed in time"));
+        let text = status(&Status { rolled_back: true, ..example() }, &view());
+        assert!(text.contains("not the file's") && text.contains("guard reload"), "{text}");
     }
 
     #[test]
