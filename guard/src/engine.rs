@@ -11,6 +11,7 @@ mod drivers;
 mod facts;
 mod ladder;
 mod settings;
+mod sources;
 mod start;
 mod status;
 
@@ -18,12 +19,12 @@ use std::{
     mem,
     path::PathBuf,
     sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::watch;
 
-use self::core::{Basis, Core, Planned};
+use self::core::{Core, Planned};
 pub use self::cutting::Ended;
 use crate::{
     control::{
@@ -69,6 +70,8 @@ struct Following {
     refusals: coverage::Refusals,
     /// How many hooks there were then.
     hooks: usize,
+    /// When the answers for names were last kept in their file.
+    names_kept: Option<Instant>,
 }
 
 /// Loading programs, and reading files and compiling what they hold, takes far more memory than what is kept of it.
@@ -249,20 +252,25 @@ impl Control for Engine {
     }
 
     fn add_rules(&self, request: &AddRules) -> Result<Change, Failure> {
-        let _change = self.begin_change()?;
+        // Before anything else waits for it.
+        let answers = sources::ask(request);
+        let mut following = self.begin_change()?;
         let (planned, added) = {
             let core = self.read()?;
             let mut state = core.state.clone();
             let policy = core.policy()?;
             let added = policy::add(&policy, request, &mut state, &core.clock())?;
-            (core.plan(core.settings.clone(), state, core.basis()?)?, added)
+            let basis = core.basis()?.with_answers(answers.clone());
+            (core.plan(core.settings.clone(), state, basis)?, added)
         };
         let generation = self.carry_out(planned)?;
         let core = self.read()?;
+        following.keep_names(&core, !answers.is_empty());
         let all = core.rules()?;
         let rules: Vec<RuleView> =
             all.into_iter().filter(|rule| added.ids.contains(&rule.id)).collect();
         let mut notes = added.notes;
+        notes.extend(sources::notes(&core, &answers));
         notes.extend(rules.iter().filter_map(output::idle));
         Ok(core.changed(generation, rules, notes))
     }
@@ -319,7 +327,7 @@ impl Control for Engine {
         let planned = {
             let core = self.read()?;
             let settings = core.settings.reload(&core.place, &core.state.run)?;
-            let planned = core.plan(settings, core.state.clone(), Basis::anew())?;
+            let planned = core.plan(settings, core.state.clone(), core.anew())?;
             core.refuse_to_cut_sessions(&planned)?;
             planned
         };

@@ -17,6 +17,7 @@ pub mod events;
 pub mod exit;
 mod follow;
 pub mod host;
+mod kept_names;
 pub mod kernel;
 pub mod output;
 pub mod policy;

@@ -5,9 +5,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs::{self, DirBuilder, File},
-    io::{self, Write},
-    os::unix::fs::DirBuilderExt,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -209,22 +207,9 @@ impl State {
     }
 
     fn replace(&self, directory: &Path) -> io::Result<()> {
-        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
         let mut text = serde_json::to_string_pretty(&self.to_stored())?;
         text.push('\n');
-        // Of one name, so that one which a crash has left is not there for ever.
-        match fs::remove_file(directory.join(FRESH_NAME)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        // Only its owner can read it, and it goes where it can't be written.
-        let mut fresh = tempfile::Builder::new();
-        let mut file = fresh.prefix(FRESH_NAME).rand_bytes(0).tempfile_in(directory)?;
-        file.write_all(text.as_bytes())?;
-        file.as_file().sync_all()?;
-        file.persist(directory.join(FILE_NAME))?;
-        // The rename itself must survive a power cut as well.
-        File::open(directory)?.sync_all()
+        bounded_file::replace(directory, FRESH_NAME, FILE_NAME, text.as_bytes())
     }
 
     fn to_stored(&self) -> Stored {
@@ -330,7 +315,7 @@ fn understand(bytes: &[u8]) -> Result<State, String> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::{fs::File, os::unix::fs::PermissionsExt};
 
     use super::*;
 

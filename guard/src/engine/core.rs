@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     mem,
+    path::PathBuf,
 };
 
 use guard_common::{
@@ -34,6 +35,7 @@ use crate::{
         cgroup::{self, Scope},
         forwarders, reserved_ports,
     },
+    kept_names,
     kernel::{
         KernelError,
         attach::{self, Attacher},
@@ -46,8 +48,8 @@ use crate::{
         tables::{PolicyMaps, Ready, Terms},
     },
     output::text::{count, count_of},
-    policy::{Clock, Policy, Sets},
-    rule::{GuardedPort, InterfaceName},
+    policy::{Clock, Policy, Sets, Unreadable, names::Answer},
+    rule::{DnsName, GuardedPort, InterfaceName},
     state::{RunFlags, State},
 };
 
@@ -78,18 +80,26 @@ pub struct Core {
 }
 
 /// What a new policy takes over from the one before, whatever its rules say.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Basis {
     sets: Sets,
     /// These stay guarded.
     ports: Vec<GuardedPort>,
     keeps_ports: bool,
+    /// What is done with files that are not read yet and can't be.
+    unreadable: Unreadable,
 }
 
 impl Basis {
-    /// Nothing: files are read again, and which ports are guarded is said anew.
-    pub fn anew() -> Self {
-        Self::default()
+    /// With what is said of names beside it.
+    pub fn with_answers(mut self, answers: Vec<(DnsName, Answer)>) -> Self {
+        self.sets.take(answers, Timestamp::now());
+        self
+    }
+
+    /// For a start: a country that is allowed and can't be read allows nobody.
+    pub fn at_a_start(self) -> Self {
+        Self { unreadable: Unreadable::AllowsNobody, ..self }
     }
 
     /// All rules: the file's, the flags', and those made by command.
@@ -129,7 +139,8 @@ impl Core {
         let pins = Pins::new(root.path, &config.paths.pins);
         pins.refuse_newer()?;
         let maps = pins.are_complete().then(|| PolicyMaps::open(&pins)).transpose()?;
-        for warning in loaded.warning.iter().chain(&root.note) {
+        let (names, bad_names) = kept_names::load(&config.paths.state, Timestamp::now());
+        for warning in loaded.warning.iter().chain(&root.note).chain(&bad_names) {
             log::warn!("{warning}");
         }
         Ok(Self {
@@ -139,7 +150,7 @@ impl Core {
             pins,
             mortal: (!root.outlives_us).then(|| root.note.unwrap_or_default()),
             maps,
-            sets: Sets::default(),
+            sets: Sets::with_names(names),
             in_force: None,
             keeps_ports: true,
             is_daemon: false,
@@ -171,9 +182,18 @@ impl Core {
         &self,
         facts: &Facts,
     ) -> Result<Option<(Prepared, Vec<String>)>, Failure> {
-        let basis = self.basis()?;
+        self.plan_with(facts, self.sets.clone())
+    }
+
+    /// As [`Self::plan_following`], with these sets.
+    pub fn plan_with(
+        &self,
+        facts: &Facts,
+        sets: Sets,
+    ) -> Result<Option<(Prepared, Vec<String>)>, Failure> {
+        let basis = Basis { sets, ..self.basis()? };
         let policy = basis.policy(&self.settings, &self.state);
-        let sets = basis.sets.completed(&policy.rules)?;
+        let sets = basis.sets.completed(&policy.rules, self.mmdb(), basis.unreadable)?;
         let mut input = self.input(&self.settings, &policy, &sets, facts)?;
         let terms = self.terms(&input, &self.settings, &self.state)?;
         let header = self.maps.as_ref().map(PolicyMaps::header).transpose()?.flatten();
@@ -220,7 +240,48 @@ impl Core {
             (Some(maps), true) => maps.ports_in_force()?,
             _ => Vec::new(),
         };
-        Ok(Basis { sets: self.sets.clone(), ports, keeps_ports: self.keeps_ports })
+        Ok(Basis {
+            sets: self.sets.clone(),
+            ports,
+            keeps_ports: self.keeps_ports,
+            unreadable: Unreadable::Refused,
+        })
+    }
+
+    /// What a start and a reload begin from: files are read again, and which ports are guarded is said anew.
+    pub fn anew(&self) -> Basis {
+        Basis {
+            sets: self.sets.only_names(),
+            ports: Vec::new(),
+            keeps_ports: false,
+            unreadable: Unreadable::Refused,
+        }
+    }
+
+    /// What sources stand for.
+    pub fn sets(&self) -> &Sets {
+        &self.sets
+    }
+
+    /// Keeps sets that make no other policy.
+    pub fn keep_sets(&mut self, sets: Sets) {
+        self.sets = sets;
+    }
+
+    /// The files that say which networks a country has.
+    pub fn mmdb(&self) -> &[PathBuf] {
+        &self.settings.config.enrich.mmdb
+    }
+
+    /// Keeps the answers for names across restarts.
+    pub fn save_names(&self) -> Result<(), String> {
+        let directory = &self.settings.config.paths.state;
+        kept_names::save(directory, self.sets.names()).map_err(|error| {
+            format!(
+                "the answers for names can't be kept in {}, and after a restart they are asked for anew: {error}",
+                directory.display()
+            )
+        })
     }
 
     /// The policy that these settings and this state come to now.
@@ -299,7 +360,8 @@ impl Core {
         basis: Basis,
     ) -> Result<Prepared, Failure> {
         let policy = basis.policy(settings, state);
-        let sets = basis.sets.completed(&policy.rules)?;
+        let mmdb = &settings.config.enrich.mmdb;
+        let sets = basis.sets.completed(&policy.rules, mmdb, basis.unreadable)?;
         let input = self.input(settings, &policy, &sets, facts)?;
         let terms = self.terms(&input, settings, state)?;
         let ready = Ready::new(compile::compile(&input)?)?;
@@ -384,7 +446,7 @@ impl Core {
             covered.extend(interfaces.into_iter().filter(has_hook).map(|it| it.index));
         }
         let idle = |name: &InterfaceName| coverage::idle(config, facts, &covered, name);
-        let sets = self.sets.clone().completed(&policy.rules)?;
+        let sets = self.sets.clone().completed(&policy.rules, self.mmdb(), Unreadable::Shown)?;
         Ok(policy.views(&sets, &facts.lan, &self.clock(), idle))
     }
 
@@ -423,7 +485,7 @@ impl Core {
         let facts = Facts::gather(&self.settings.config)?;
         let basis = self.basis()?;
         let policy = basis.policy(&self.settings, &self.state);
-        let sets = basis.sets.completed(&policy.rules)?;
+        let sets = basis.sets.completed(&policy.rules, self.mmdb(), basis.unreadable)?;
         let input = self.input(&self.settings, &policy, &sets, &facts)?;
         let port: GuardedPort = match &request.port {
             Some(text) => text.parse()?,

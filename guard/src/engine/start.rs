@@ -5,7 +5,7 @@ use std::{env, net::IpAddr};
 use guard_common::packet::Protocol;
 
 use super::{
-    core::{Basis, Core, Prepared},
+    core::{Core, Prepared},
     coverage, cutting,
     facts::Facts,
     settings::Settings,
@@ -44,7 +44,7 @@ impl Core {
         for rule in &settings.flag_rules {
             policy::check_wide(rule.action, &rule.source, yes)?;
         }
-        let policy = self.prepare(&settings, &state, &facts, Basis::anew())?;
+        let policy = self.prepare(&settings, &state, &facts, self.anew().at_a_start())?;
         let tables = policy.ready.tables();
         check_sessions(&self.newly_guarded(&settings)?, tables, &settings, yes)?;
         let peers = peers_cut(tables, &settings);

@@ -1,10 +1,15 @@
 //! `guard status`: what the kernel says is in force, held against what should be.
 
+use std::collections::HashSet;
+
 use guard_common::abi::NO_END;
 
 use super::{core::Core, coverage, facts::Facts};
 use crate::{
-    control::{BackstopStatus, Enforcement, EventTotals, Failure, Mode, PublishedPort, Status},
+    control::{
+        BackstopStatus, Enforcement, EventTotals, Failure, Mode, PublishedPort, RuleView,
+        SourceStatus, Status,
+    },
     events::BootClock,
     host::{
         cgroup::Scope,
@@ -67,6 +72,7 @@ pub fn status(core: &Core) -> Result<Status, Failure> {
         (true, true, false) => Enforcement::Full,
     };
     let counters = core.maps.is_some().then(|| Counters::open(&core.pins)).transpose()?;
+    let views = core.views(&policy, &facts)?;
     Ok(Status {
         enforcement,
         missing,
@@ -88,11 +94,30 @@ pub fn status(core: &Core) -> Result<Status, Failure> {
             .into_iter()
             .map(|rule| format!("{} (rule {})", rule.source, rule.id))
             .collect(),
-        idle_rules: core.views(&policy, &facts)?.iter().filter_map(output::idle).collect(),
+        idle_rules: views.iter().filter_map(output::idle).collect(),
+        sources: sources(&views),
         counters: counters.as_ref().map_or_else(|| Ok(Vec::new()), Counters::totals)?,
         events: counters.as_ref().map_or_else(|| Ok(EventTotals::default()), Counters::events)?,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     })
+}
+
+/// What rules have as their source and is refreshed, each once.
+fn sources(views: &[RuleView]) -> Vec<SourceStatus> {
+    let mut sources: Vec<SourceStatus> = Vec::new();
+    let mut known = HashSet::new();
+    for view in views {
+        if let Some(refresh) = &view.refresh
+            && known.insert(&view.source)
+        {
+            sources.push(SourceStatus {
+                source: view.source.clone(),
+                prefixes: view.prefixes,
+                refresh: refresh.clone(),
+            });
+        }
+    }
+    sources
 }
 
 /// The published ports that are guarded, as the kernel says, and one sentence for each that should be and is not.
