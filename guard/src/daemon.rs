@@ -324,7 +324,7 @@ async fn follow_files(engine: Arc<Engine>) {
         let pause = if is_unfinished { WHILE_WRITTEN } else { LOOK_AT_FILES };
         tokio::select! {
             () = sleep(pause) => {}
-            () = next_write(&watched), if !is_unfinished => sleep(WHILE_WRITTEN).await,
+            () = next_write(watched.as_ref()), if !is_unfinished => sleep(WHILE_WRITTEN).await,
             changed = policies.changed(), if !is_unfinished => if changed.is_err() {
                 return;
             },
@@ -349,7 +349,7 @@ fn open_watched(directories: &[PathBuf]) -> Option<AsyncFd<Watched>> {
 }
 
 /// Until something has changed in a watched directory since this was last asked.
-async fn next_write(watched: &Option<AsyncFd<Watched>>) {
+async fn next_write(watched: Option<&AsyncFd<Watched>>) {
     let Some(watched) = watched else { return pending().await };
     match watched.readable().await {
         Ok(mut ready) => {

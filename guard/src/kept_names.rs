@@ -92,7 +92,7 @@ mod tests {
         assert_eq!(load(directory.path(), now), (BTreeMap::new(), None));
         let mut known = Known::default();
         let addresses = vec!["192.0.2.1".parse().unwrap()];
-        let v4 = Said::Addresses { addresses, ttl: Duration::from_secs(60) };
+        let v4 = Said::Addresses { addresses, ttl: Duration::from_mins(1) };
         known.take(Answer { v4, v6: Said::Nothing }, now);
         let names = BTreeMap::from([("host.example.org".parse().unwrap(), known)]);
         save(directory.path(), &names).unwrap();

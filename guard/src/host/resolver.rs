@@ -119,13 +119,12 @@ fn server(word: &str) -> Option<SocketAddr> {
         return Some(SocketAddr::new(word.parse().ok()?, PORT));
     };
     let address: Ipv6Addr = address.parse().ok()?;
-    let index = match zone.parse() {
-        Ok(index) => index,
-        Err(_) => {
-            let family = rustix::net::AddressFamily::INET;
-            let socket = rustix::net::socket(family, rustix::net::SocketType::DGRAM, None).ok()?;
-            rustix::net::netdevice::name_to_index(socket, zone).ok()?
-        }
+    let index = if let Ok(index) = zone.parse() {
+        index
+    } else {
+        let family = rustix::net::AddressFamily::INET;
+        let socket = rustix::net::socket(family, rustix::net::SocketType::DGRAM, None).ok()?;
+        rustix::net::netdevice::name_to_index(socket, zone).ok()?
     };
     Some(SocketAddrV6::new(address, PORT, 0, index).into())
 }
@@ -174,7 +173,7 @@ fn ask_all(servers: &[SocketAddr], name: &DnsName, kind: TYPE, deadline: Instant
         }
     }
     if why.is_empty() {
-        why = "no resolver was asked in time".to_owned();
+        return Said::Failed("no resolver was asked in time".to_owned());
     }
     Said::Failed(why)
 }

@@ -41,7 +41,7 @@ pub fn refreshed(source: &str, refresh: &Refresh, view: &View) -> String {
         None => format!("{}: not known yet", escaped(source)),
     };
     if let Some(next) = refresh.next {
-        line.push_str(&format!(", again {}", view.time(next)));
+        line = format!("{line}, again {}", view.time(next));
     }
     match &refresh.error {
         Some(error) => format!("{} {line}; {}", view.notable("note:"), escaped(error)),

@@ -1,4 +1,4 @@
-//! The networks of countries, from MMDB files (MaxMind's format).
+//! The networks of countries, from MMDB files (the format of `GeoLite2`).
 //!
 //! Both ways that such files name a country are read: `country.iso_code`, and `country_code` beside nothing else.
 
@@ -70,13 +70,12 @@ fn read_one(file: &Path, found: &mut BTreeMap<Country, Vec<IpNet>>) -> Result<()
         }
         let network = network.map_err(damaged)?;
         let Some(offset) = network.offset() else { continue };
-        let country = match said.get(&offset) {
-            Some(country) => *country,
-            None => {
-                let country = country_of(&network).map_err(damaged)?;
-                said.insert(offset, country);
-                country
-            }
+        let country = if let Some(country) = said.get(&offset) {
+            *country
+        } else {
+            let country = country_of(&network).map_err(damaged)?;
+            said.insert(offset, country);
+            country
         };
         let Some(networks) = country.and_then(|country| found.get_mut(&country)) else {
             continue;
@@ -115,4 +114,94 @@ fn usable(address: IpAddr, length: u8) -> Option<IpNet> {
         }
     }
     Some(prefix)
+}
+
+#[cfg(test)]
+#[path = "../../../tests/src/mmdb.rs"]
+mod mmdb;
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::{mmdb::Fact, *};
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn country(text: &str) -> Country {
+        Country::new(text).unwrap()
+    }
+
+    fn networks(files: &[Vec<u8>], of: &str) -> Result<Vec<String>, String> {
+        let directory = tempfile::tempdir().unwrap();
+        let paths: Vec<PathBuf> = (0..files.len())
+            .map(|number| directory.path().join(format!("{number}.mmdb")))
+            .collect();
+        for (path, bytes) in paths.iter().zip(files) {
+            fs::write(path, bytes).unwrap();
+        }
+        let found = read(&paths, &[country(of), country("XX")])?;
+        assert!(found[&country("XX")].is_empty());
+        Ok(found[&country(of)].iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn both_layouts_are_read_and_neighbours_become_one() {
+        let nested = mmdb::file(
+            &[
+                (ip("10.0.0.0"), 25, Fact::Nested("FR")),
+                (ip("10.0.0.128"), 25, Fact::Nested("FR")),
+                (ip("10.1.0.0"), 16, Fact::Nested("DE")),
+                (ip("2001:db8::"), 32, Fact::Nested("FR")),
+            ],
+            &[],
+        );
+        let flat = mmdb::file(
+            &[(ip("192.0.2.0"), 24, Fact::Flat("FR")), (ip("192.0.3.0"), 24, Fact::Flat("fr"))],
+            &[],
+        );
+        let fr = networks(&[nested.clone(), flat], "FR").unwrap();
+        assert_eq!(fr, ["10.0.0.0/24", "192.0.2.0/23", "2001:db8::/32"]);
+        assert_eq!(networks(std::slice::from_ref(&nested), "DE").unwrap(), ["10.1.0.0/16"]);
+        assert_eq!(networks(&[nested], "IT").unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn what_stands_for_ipv4_is_no_prefix() {
+        let four = (ip("10.0.0.0"), 24, Fact::Nested("FR"));
+        let aliases = [(ip("::ffff:0:0"), 96), (ip("2002::"), 16), (ip("2001::"), 32)];
+        let linked = mmdb::file(&[four], &aliases);
+        assert_eq!(networks(&[linked], "FR").unwrap(), ["10.0.0.0/24"]);
+        // Where the networks themselves stand there once more.
+        let again = [
+            four,
+            (ip("::ffff:10.0.0.0"), 120, Fact::Nested("FR")),
+            (ip("2002:a00::"), 40, Fact::Nested("FR")),
+            (ip("2001:0:a00::"), 48, Fact::Nested("FR")),
+            (ip("2001:1::"), 32, Fact::Nested("FR")),
+        ];
+        let fr = networks(&[mmdb::file(&again, &[])], "FR").unwrap();
+        assert_eq!(fr, ["10.0.0.0/24", "2001:1::/32"]);
+    }
+
+    #[test]
+    fn what_is_no_such_file_is_refused() {
+        let good = mmdb::file(&[(ip("10.0.0.0"), 24, Fact::Nested("FR"))], &[]);
+        for bad in [Vec::new(), b"10.0.0.0/24".to_vec(), good[..good.len() / 3].to_vec()] {
+            let error = networks(&[good.clone(), bad], "FR").unwrap_err();
+            assert!(error.contains("1.mmdb") && error.contains("no sound MMDB"), "{error}");
+        }
+        assert!(read(&[PathBuf::from("/nowhere")], &[country("FR")]).is_err());
+    }
+
+    #[test]
+    fn a_tree_that_leads_in_circles_comes_to_an_end() {
+        let mut bytes = mmdb::file(&[(ip("8000::"), 2, Fact::Nested("FR"))], &[]);
+        // The root's first record leads to the root.
+        bytes[..3].copy_from_slice(&[0, 0, 0]);
+        let error = networks(&[bytes], "FR").unwrap_err();
+        assert!(error.contains("no sound MMDB"), "{error}");
+    }
 }

@@ -162,11 +162,8 @@ impl Sets {
         let mut names = BTreeMap::new();
         for rule in rules {
             match &rule.source {
-                Source::Name(name) => {
-                    if !names.contains_key(name) {
-                        let known = self.names.remove(name).unwrap_or_default();
-                        names.insert(name.clone(), known);
-                    }
+                Source::Name(name) if !names.contains_key(name) => {
+                    names.insert(name.clone(), self.names.remove(name).unwrap_or_default());
                 }
                 Source::File(_) | Source::Country(_) => {
                     if let Some(held) = self.read.remove(&rule.source) {
