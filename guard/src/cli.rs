@@ -198,7 +198,9 @@ const SOURCES: &str = "\
 SRC is one of:
   192.0.2.7, 2001:db8::7                   an address
   192.0.2.0/24, 2001:db8::/32              a prefix
-  @/etc/guard/office.txt                   a file of prefixes, one a line
+  host.example.org                         a DNS name, kept resolved by the daemon (allow only)
+  @/etc/guard/office.txt                   a file of prefixes, one a line; taken when it changes
+  country:FR                               a country's networks, from the MMDB files below [enrich]
   lan                                      the private and link-local networks of this machine
   lan6                                     the same, and its global IPv6 networks
   if:tailscale0                            everyone who comes by this interface (allow only)

@@ -51,6 +51,14 @@ pub struct Config {
     /// The file's rules, one for each source: `f1`, `f2`, … in their order.
     pub rules: Vec<Rule>,
     pub paths: Paths,
+    pub enrich: Enrich,
+}
+
+/// Where facts about addresses come from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Enrich {
+    /// Local MMDB files: the networks of countries.
+    pub mmdb: Vec<PathBuf>,
 }
 
 /// Where packets are dropped early. It never narrows what is guarded.
@@ -136,6 +144,7 @@ impl Default for Config {
             reject: false,
             rules: Vec::new(),
             paths: Paths::default(),
+            enrich: Enrich::default(),
         }
     }
 }

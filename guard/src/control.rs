@@ -153,6 +153,29 @@ pub struct RuleView {
     /// Wider than /8 (IPv4) or /16 (IPv6), or everyone by an interface.
     #[serde(default)]
     pub wide: bool,
+    /// For a file, a country and a DNS name: when it was last refreshed.
+    #[serde(default)]
+    pub refresh: Option<Refresh>,
+}
+
+/// When what a source stands for was last found out, and what is wrong with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refresh {
+    /// When it was last taken; `None` where it never was.
+    pub at: Option<Timestamp>,
+    /// When a name is asked for again. Files are read when they change.
+    pub next: Option<Timestamp>,
+    /// Why what it stands for was not taken since, in one sentence; what was taken before holds.
+    pub error: Option<String>,
+}
+
+/// A file, a country or a DNS name that rules have as their source.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceStatus {
+    pub source: String,
+    pub prefixes: usize,
+    #[serde(flatten)]
+    pub refresh: Refresh,
 }
 
 /// What a change came to.
@@ -266,6 +289,9 @@ pub struct Status {
     /// Rules that no packet can match at present, and why, one sentence each.
     #[serde(default)]
     pub idle_rules: Vec<String>,
+    /// The files, countries and DNS names that rules name, each once.
+    #[serde(default)]
+    pub sources: Vec<SourceStatus>,
     pub counters: Vec<CounterView>,
     pub events: EventTotals,
     pub version: String,

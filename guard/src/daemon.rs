@@ -1,7 +1,7 @@
 //! `guard run`: puts the policy in force, then stays to follow changes, answer requests and report attempts. What it has put
 //! in force stays when it ends, in whatever way.
 
-use std::{collections::HashMap, io, sync::Arc, time::Duration};
+use std::{collections::HashMap, future::pending, io, path::PathBuf, sync::Arc, time::Duration};
 
 use futures::{Stream, stream};
 use tokio::{
@@ -20,7 +20,7 @@ use crate::{
     events::{self, BootClock, Hub},
     follow,
     history::Requester,
-    host::{forwarders::Watch, netlink},
+    host::{forwarders::Watch, netlink, resolver, watched::Watched},
     kernel::{KernelError, binds::Binds, lock::Lock, probe, ring::EventRing},
     output, startup,
     state::RunFlags,
@@ -48,6 +48,18 @@ const LOOK_ANYWAY: Duration = Duration::from_mins(1);
 
 /// How often guard looks whether what it has put in force is still there: how long what somebody takes off stays off.
 const LOOK_FOR_LAPSES: Duration = Duration::from_secs(2);
+
+/// How often files of sources are looked at where nothing tells that they have changed: on network file systems, or behind a link.
+const LOOK_AT_FILES: Duration = Duration::from_secs(15);
+
+/// How long a file that has just been written is left alone.
+const WHILE_WRITTEN: Duration = Duration::from_millis(300);
+
+/// How often one looks whether this host has other resolvers now.
+const LOOK_AT_RESOLVERS: Duration = Duration::from_secs(5);
+
+/// There is never less time between two rounds of asking for names.
+const BETWEEN_ROUNDS: Duration = Duration::from_millis(200);
 
 /// How long attempts gather once some have been read. The kernel wakes a reader that has read all there is
 /// (`bpf_ringbuf_commit` in `kernel/bpf/ringbuf.c`): in a flood that would be with each of them.
@@ -133,6 +145,8 @@ async fn serve(
         None => None,
     };
     tasks.spawn(follow_published(engine.clone(), binds));
+    tasks.spawn(follow_files(engine.clone()));
+    tasks.spawn(follow_names(engine.clone()));
     tasks.spawn(reload_on_hangup(engine, signal(SignalKind::hangup()).map_err(cannot)?));
 
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
@@ -350,6 +364,113 @@ fn look_for_published(watch: &mut Watch, engine: &Engine) -> Result<Vec<String>,
     let followed = engine.follow_network();
     tell_of_problems(&followed);
     Ok(followed.news)
+}
+
+/// Takes the files of sources and countries when they change. Where nothing tells of that, they are looked at from time to time.
+async fn follow_files(engine: Arc<Engine>) {
+    let mut policies = engine.policies();
+    let mut watched: Option<AsyncFd<Watched>> = None;
+    loop {
+        let looked = engine.clone();
+        let is_unfinished = follow_sources(move || looked.follow_files()).await;
+        let directories = engine.file_directories();
+        if directories.is_empty() {
+            watched = None;
+            if policies.changed().await.is_err() {
+                return;
+            }
+            continue;
+        }
+        match &watched {
+            Some(watched) => watched.get_ref().watch(&directories),
+            None => watched = open_watched(&directories),
+        }
+        let pause = if is_unfinished { WHILE_WRITTEN } else { LOOK_AT_FILES };
+        tokio::select! {
+            () = sleep(pause) => {}
+            () = next_write(watched.as_ref()), if !is_unfinished => sleep(WHILE_WRITTEN).await,
+            changed = policies.changed(), if !is_unfinished => if changed.is_err() {
+                return;
+            },
+        }
+    }
+}
+
+fn open_watched(directories: &[PathBuf]) -> Option<AsyncFd<Watched>> {
+    let opened = Watched::open(directories).and_then(|watched| {
+        // SAFETY: it owns its descriptor, which is the same and open as long as it lives.
+        let registered = unsafe { AsyncFd::register_with_interest(watched, Interest::READABLE) };
+        registered.map_err(io::Error::from)
+    });
+    opened
+        .inspect_err(|error| {
+            log::info!(
+                "files of sources are looked at every {} seconds: {error}",
+                LOOK_AT_FILES.as_secs()
+            );
+        })
+        .ok()
+}
+
+/// Until something has changed in a watched directory since this was last asked.
+async fn next_write(watched: Option<&AsyncFd<Watched>>) {
+    let Some(watched) = watched else { return pending().await };
+    match watched.readable().await {
+        Ok(mut ready) => {
+            ready.get_inner().forget();
+            ready.clear_ready();
+        }
+        Err(_) => pending().await,
+    }
+}
+
+/// Keeps names resolved: each is asked for again when its answer is over, and all when the host has other resolvers.
+async fn follow_names(engine: Arc<Engine>) {
+    let mut policies = engine.policies();
+    let mut resolvers = resolver::stamp();
+    loop {
+        let Some(due_in) = engine.next_name_in() else {
+            if policies.changed().await.is_err() {
+                return;
+            }
+            continue;
+        };
+        let now = resolver::stamp();
+        if now != resolvers {
+            resolvers = now;
+            let asking = engine.clone();
+            if let Err(error) = spawn_blocking(move || asking.ask_names_now()).await {
+                log::error!("{error}");
+            }
+        } else if due_in.is_zero() {
+            let asking = engine.clone();
+            follow_sources(move || asking.follow_names()).await;
+            // Whatever went wrong, others get their turn.
+            sleep(BETWEEN_ROUNDS).await;
+        } else {
+            tokio::select! {
+                () = sleep(due_in.min(LOOK_AT_RESOLVERS)) => {}
+                changed = policies.changed() => if changed.is_err() {
+                    return;
+                },
+            }
+        }
+    }
+}
+
+/// Says what has become of sources. Returns whether there is more to do.
+async fn follow_sources(follow: impl FnOnce() -> Followed + Send + 'static) -> bool {
+    match spawn_blocking(follow).await {
+        Ok(followed) => {
+            followed.news.iter().for_each(|news| log::info!("{news}"));
+            tell_of_problems(&followed);
+            followed.is_unfinished
+        }
+        Err(error) => {
+            log::error!("{error}");
+            false
+        }
+    }
 }
 
 async fn reload_on_hangup(engine: Arc<Engine>, mut hangup: tokio::signal::unix::Signal) {

@@ -12,6 +12,7 @@ mod drivers;
 mod facts;
 mod ladder;
 mod settings;
+mod sources;
 mod start;
 mod status;
 
@@ -19,13 +20,13 @@ use std::{
     mem,
     path::PathBuf,
     sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use self::core::{Basis, Core, Planned};
+use self::core::{Core, Planned};
 pub use self::cutting::Ended;
 use crate::{
     control::{
@@ -85,6 +86,8 @@ struct Following {
     hooks: usize,
     /// What was missing then.
     missing: Vec<Missing>,
+    /// When the answers for names were last kept in their file.
+    names_kept: Option<Instant>,
 }
 
 /// Loading programs, and reading files and compiling what they hold, takes far more memory than what is kept of it.
@@ -436,7 +439,9 @@ impl Control for Engine {
     }
 
     fn add_rules(&self, request: &AddRules, by: &Requester) -> Result<Change, Failure> {
-        let _change = self.begin_change_without_trial()?;
+        // Before anything else waits for it.
+        let answers = sources::ask(request);
+        let mut following = self.begin_change_without_trial()?;
         let (planned, added) = {
             let core = self.read()?;
             if request.confirm_seconds.is_some() {
@@ -445,14 +450,17 @@ impl Control for Engine {
             let mut state = core.state.clone();
             let policy = core.policy()?;
             let added = policy::add(&policy, request, &mut state, &core.clock())?;
-            (core.plan(core.settings.clone(), state, core.basis()?)?, added)
+            let basis = core.basis()?.with_answers(answers.clone());
+            (core.plan(core.settings.clone(), state, basis)?, added)
         };
         let generation = self.carry_out(planned, &Asked::add(request, by))?;
         let core = self.read()?;
+        following.keep_names(&core, !answers.is_empty());
         let all = core.rules()?;
         let rules: Vec<RuleView> =
             all.into_iter().filter(|rule| added.ids.contains(&rule.id)).collect();
         let mut notes = added.notes;
+        notes.extend(sources::notes(&core, &answers));
         notes.extend(rules.iter().filter_map(output::idle));
         Ok(core.changed(generation, rules, notes))
     }
@@ -515,7 +523,7 @@ impl Control for Engine {
                 .map(|seconds| core.reload_on_trial(seconds, &asked.command))
                 .transpose()?;
             let state = State { trial, rolled_back: false, ..core.state.clone() };
-            let planned = core.plan(settings, state, Basis::anew())?;
+            let planned = core.plan(settings, state, core.anew())?;
             core.refuse_to_cut_sessions(&planned)?;
             planned
         };

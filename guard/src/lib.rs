@@ -18,6 +18,7 @@ pub mod exit;
 mod follow;
 pub mod history;
 pub mod host;
+mod kept_names;
 pub mod kernel;
 pub mod metrics;
 pub mod output;

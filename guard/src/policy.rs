@@ -2,10 +2,12 @@
 //! reading of sets from files.
 
 mod change;
+mod countries;
+pub mod names;
 mod sets;
 
 pub use change::{Added, add, confirm, end_after, remove};
-pub use sets::{SetError, Sets};
+pub use sets::{Reread, SetError, Sets, Unreadable};
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr},
@@ -126,6 +128,7 @@ impl Policy {
                 prefixes: prefixes(&rule.source, sets, lan)
                     .map_or(0, |(_, prefixes)| prefixes.len()),
                 wide: is_wide_allow(rule),
+                refresh: sets.refresh(&rule.source),
             })
             .collect()
     }
@@ -175,7 +178,8 @@ fn prefixes(
 ) -> Result<(RuleKind, Arc<[IpNet]>), SetError> {
     Ok(match source {
         Source::Prefix(prefix) => (RuleKind::Typed, [*prefix].into()),
-        Source::File(path) => (RuleKind::Set, sets.prefixes(path)?),
+        Source::File(_) | Source::Country(_) => (RuleKind::Set, sets.prefixes(source)?),
+        Source::Name(_) => (RuleKind::Name, sets.prefixes(source)?),
         Source::Lan => (RuleKind::Set, lan.private.as_slice().into()),
         Source::Interface(_) => (RuleKind::Name, everyone().into()),
         Source::Lan6 => (RuleKind::Set, [lan.private.as_slice(), &lan.global6].concat().into()),

@@ -240,6 +240,7 @@ mod tests {
             rules: 0,
             wide_rules: Vec::new(),
             idle_rules: Vec::new(),
+            sources: Vec::new(),
             counters: Vec::new(),
             events: EventTotals::default(),
             version: "0.1.0".into(),
@@ -274,6 +275,7 @@ mod tests {
             origin: Origin::Command,
             prefixes: 1,
             wide: false,
+            refresh: None,
         }
     }
 

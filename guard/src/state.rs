@@ -5,9 +5,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs::{self, DirBuilder, File},
-    io::{self, Write},
-    os::unix::fs::DirBuilderExt,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -26,9 +24,6 @@ use crate::{
 
 /// The file's name in the state directory.
 pub const FILE_NAME: &str = "state.json";
-
-/// What it is called while it is written.
-const FRESH_NAME: &str = ".state.json.new";
 
 /// The newest format that is known.
 const VERSION: u32 = 2;
@@ -225,7 +220,7 @@ impl State {
     fn replace(&self, directory: &Path) -> io::Result<()> {
         let mut text = serde_json::to_string_pretty(&self.to_stored())?;
         text.push('\n');
-        replace(directory, FILE_NAME, text.as_bytes())
+        bounded_file::replace(directory, FILE_NAME, text.as_bytes())
     }
 
     fn to_stored(&self) -> Stored {
@@ -252,24 +247,6 @@ impl State {
             rolled_back: self.rolled_back,
         }
     }
-}
-
-/// Writes a file of the state directory, which is made where it is absent: whole, or not at all.
-pub(crate) fn replace(directory: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-    // Of one name, so that one which a crash has left is not there for ever.
-    match fs::remove_file(directory.join(FRESH_NAME)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    // Only its owner can read it, and it goes where it can't be written.
-    let mut fresh = tempfile::Builder::new();
-    let mut file = fresh.prefix(FRESH_NAME).rand_bytes(0).tempfile_in(directory)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(directory.join(name))?;
-    // The rename itself must survive a power cut as well.
-    File::open(directory)?.sync_all()
 }
 
 /// The state in a file, or why it is none.
@@ -354,7 +331,7 @@ fn understand(bytes: &[u8]) -> Result<State, String> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::{fs::File, os::unix::fs::PermissionsExt};
 
     use super::*;
     use crate::trial::{Tried, TriedRule};

@@ -16,7 +16,7 @@ use crate::{
     duration,
     policy::{self, Clock},
     rule::RuleId,
-    state::{self, State},
+    state::State,
 };
 
 /// How long a trial may last, in seconds.
@@ -147,8 +147,8 @@ pub fn undo(state: &mut State) -> Option<Trial> {
 /// # Errors
 /// When they can't be written.
 pub fn keep(directory: &Path, before: &str, unconfirmed: &str) -> Result<(), Failure> {
-    let kept = state::replace(directory, BEFORE_NAME, before.as_bytes())
-        .and_then(|()| state::replace(directory, UNCONFIRMED_NAME, unconfirmed.as_bytes()));
+    let kept = bounded_file::replace(directory, BEFORE_NAME, before.as_bytes())
+        .and_then(|()| bounded_file::replace(directory, UNCONFIRMED_NAME, unconfirmed.as_bytes()));
     kept.map_err(|error| {
         Failure::failed(
             format!(

@@ -120,14 +120,23 @@ impl Choices<'_> {
     fn rule(&mut self, number: u64) -> InputRule {
         let byte = self.byte();
         let until = [NO_END, 0, 10, 20, 30, 40, 50, NO_END - 1][usize::from(byte >> 2 & 7)];
-        let kind = if byte & 2 == 0 { RuleKind::Typed } else { RuleKind::Set };
+        let kind = match (byte & 2, byte & 0x20) {
+            (0, _) => RuleKind::Typed,
+            (_, 0) => RuleKind::Set,
+            _ => RuleKind::Name,
+        };
         InputRule {
             id: RuleId::command(number),
-            action: if byte & 1 == 0 { Action::Allow } else { Action::Deny },
+            // A name only allows.
+            action: if byte & 1 == 0 || kind == RuleKind::Name {
+                Action::Allow
+            } else {
+                Action::Deny
+            },
             kind,
             prefixes: match kind {
-                RuleKind::Typed | RuleKind::Name => [self.prefix()].into(),
-                RuleKind::Set => self.prefixes(4).into(),
+                RuleKind::Typed => [self.prefix()].into(),
+                RuleKind::Name | RuleKind::Set => self.prefixes(4).into(),
             },
             ports: self.ports(3),
             via: None,

@@ -52,6 +52,7 @@ fn view(source: &str) -> RuleView {
         origin: Origin::Command,
         prefixes: 1,
         wide: false,
+        refresh: None,
     }
 }
 
@@ -80,6 +81,7 @@ impl Control for Fake {
             rules: 0,
             wide_rules: Vec::new(),
             idle_rules: Vec::new(),
+            sources: Vec::new(),
             counters: Vec::new(),
             events: EventTotals::default(),
             version: "1".into(),

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::{
-    core::{Basis, Core, Planned},
+    core::{Core, Planned},
     settings::{self, Settings},
 };
 use crate::{
@@ -129,7 +129,7 @@ impl Core {
         let trial = trial::undo(&mut state).ok_or_else(trial::none_is_open)?;
         let (settings, basis) = if trial.is_of_configuration() {
             let (settings, sets) = self.before_trial()?;
-            (settings, Basis::with_sets(sets))
+            (settings, self.anew().with_sets(sets))
         } else {
             (self.settings.clone(), self.basis()?)
         };
@@ -141,6 +141,6 @@ impl Core {
             return Ok(before.clone());
         }
         let before = settings::before_trial(&self.place, &self.settings.config.paths.state)?;
-        Ok((Settings::new(before, &self.state.run)?, Sets::default()))
+        Ok((Settings::new(before, &self.state.run)?, self.sets.only_names()))
     }
 }

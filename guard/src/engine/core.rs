@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     mem,
+    path::PathBuf,
 };
 
 use guard_common::{
@@ -36,6 +37,7 @@ use crate::{
         cgroup::{self, Scope},
         forwarders, reserved_ports,
     },
+    kept_names,
     kernel::{
         KernelError,
         attach::{self, Attacher},
@@ -48,8 +50,8 @@ use crate::{
         tables::{PolicyMaps, Ready, Terms},
     },
     output::text::{count, count_of},
-    policy::{Clock, Policy, Sets},
-    rule::{GuardedPort, InterfaceName},
+    policy::{Clock, Policy, Sets, Unreadable, names::Answer},
+    rule::{DnsName, GuardedPort, InterfaceName},
     state::{RunFlags, State},
     trial::{self, Trial},
 };
@@ -85,23 +87,31 @@ pub struct Core {
 }
 
 /// What a new policy takes over from the one before, whatever its rules say.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Basis {
     sets: Sets,
     /// These stay guarded.
     ports: Vec<GuardedPort>,
     keeps_ports: bool,
+    /// What is done with files that are not read yet and can't be.
+    unreadable: Unreadable,
 }
 
 impl Basis {
-    /// Nothing: files are read again, and which ports are guarded is said anew.
-    pub fn anew() -> Self {
-        Self::default()
+    /// With what is said of names beside it.
+    pub fn with_answers(mut self, answers: Vec<(DnsName, Answer)>) -> Self {
+        self.sets.take(answers, Timestamp::now());
+        self
     }
 
-    /// As [`Basis::anew`], with files as they were read once.
-    pub fn with_sets(sets: Sets) -> Self {
-        Self { sets, ..Self::default() }
+    /// For a start where nothing is in force: a host is not left open for want of a file.
+    pub fn whatever_can_be_read(self) -> Self {
+        Self { unreadable: Unreadable::Shown, ..self }
+    }
+
+    /// With files as they were read once.
+    pub fn with_sets(self, sets: Sets) -> Self {
+        Self { sets, ..self }
     }
 
     /// All rules: the file's, the flags', and those made by command.
@@ -143,7 +153,8 @@ impl Core {
         let pins = Pins::new(root.path, &paths.pins);
         pins.refuse_newer()?;
         let maps = pins.are_complete().then(|| PolicyMaps::open(&pins)).transpose()?;
-        for warning in loaded.warning.iter().chain(&root.note) {
+        let (names, bad_names) = kept_names::load(&paths.state, Timestamp::now());
+        for warning in loaded.warning.iter().chain(&root.note).chain(&bad_names) {
             log::warn!("{warning}");
         }
         let mut state = loaded.state;
@@ -155,7 +166,7 @@ impl Core {
             pins,
             mortal: (!root.outlives_us).then(|| root.note.unwrap_or_default()),
             maps,
-            sets: Sets::default(),
+            sets: Sets::with_names(names),
             in_force: None,
             keeps_ports: true,
             is_daemon: false,
@@ -191,9 +202,18 @@ impl Core {
         &self,
         facts: &Facts,
     ) -> Result<Option<(Prepared, Vec<String>)>, Failure> {
-        let basis = self.basis()?;
+        self.plan_with(facts, self.sets.clone())
+    }
+
+    /// As [`Self::plan_following`], with these sets.
+    pub fn plan_with(
+        &self,
+        facts: &Facts,
+        sets: Sets,
+    ) -> Result<Option<(Prepared, Vec<String>)>, Failure> {
+        let basis = Basis { sets, ..self.basis()? };
         let policy = basis.policy(&self.settings, &self.state);
-        let sets = basis.sets.completed(&policy.rules)?;
+        let sets = basis.sets.completed(&policy.rules, self.mmdb(), basis.unreadable)?;
         let mut input = self.input(&self.settings, &policy, &sets, facts)?;
         let terms = self.terms(&input, &self.settings, &self.state)?;
         let header = self.maps.as_ref().map(PolicyMaps::header).transpose()?.flatten();
@@ -240,7 +260,48 @@ impl Core {
             (Some(maps), true) => maps.ports_in_force()?,
             _ => Vec::new(),
         };
-        Ok(Basis { sets: self.sets.clone(), ports, keeps_ports: self.keeps_ports })
+        Ok(Basis {
+            sets: self.sets.clone(),
+            ports,
+            keeps_ports: self.keeps_ports,
+            unreadable: Unreadable::Refused,
+        })
+    }
+
+    /// What a start and a reload begin from: files are read again, and which ports are guarded is said anew.
+    pub fn anew(&self) -> Basis {
+        Basis {
+            sets: self.sets.only_names(),
+            ports: Vec::new(),
+            keeps_ports: false,
+            unreadable: Unreadable::Refused,
+        }
+    }
+
+    /// What sources stand for.
+    pub fn sets(&self) -> &Sets {
+        &self.sets
+    }
+
+    /// Keeps sets that make no other policy.
+    pub fn keep_sets(&mut self, sets: Sets) {
+        self.sets = sets;
+    }
+
+    /// The files that say which networks a country has.
+    pub fn mmdb(&self) -> &[PathBuf] {
+        &self.settings.config.enrich.mmdb
+    }
+
+    /// Keeps the answers for names across restarts.
+    pub fn save_names(&self) -> Result<(), String> {
+        let directory = &self.settings.config.paths.state;
+        kept_names::save(directory, self.sets.names()).map_err(|error| {
+            format!(
+                "the answers for names can't be kept in {}, and after a restart they are asked for anew: {error}",
+                directory.display()
+            )
+        })
     }
 
     /// The policy that these settings and this state come to now.
@@ -319,7 +380,8 @@ impl Core {
         basis: Basis,
     ) -> Result<Prepared, Failure> {
         let policy = basis.policy(settings, state);
-        let sets = basis.sets.completed(&policy.rules)?;
+        let mmdb = &settings.config.enrich.mmdb;
+        let sets = basis.sets.completed(&policy.rules, mmdb, basis.unreadable)?;
         let input = self.input(settings, &policy, &sets, facts)?;
         let terms = self.terms(&input, settings, state)?;
         let ready = Ready::new(compile::compile(&input)?)?;
@@ -421,7 +483,7 @@ impl Core {
             covered.extend(interfaces.into_iter().filter(has_hook).map(|it| it.index));
         }
         let idle = |name: &InterfaceName| coverage::idle(config, facts, &covered, name);
-        let sets = self.sets.clone().completed(&policy.rules)?;
+        let sets = self.sets.clone().completed(&policy.rules, self.mmdb(), Unreadable::Shown)?;
         Ok(policy.views(&sets, &facts.lan, &self.clock(), idle))
     }
 
@@ -465,7 +527,7 @@ impl Core {
         let facts = Facts::gather(&self.settings.config)?;
         let basis = self.basis()?;
         let policy = basis.policy(&self.settings, &self.state);
-        let sets = basis.sets.completed(&policy.rules)?;
+        let sets = basis.sets.completed(&policy.rules, self.mmdb(), basis.unreadable)?;
         let input = self.input(&self.settings, &policy, &sets, &facts)?;
         let port: GuardedPort = match &request.port {
             Some(text) => text.parse()?,

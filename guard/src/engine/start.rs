@@ -5,7 +5,7 @@ use std::{env, net::IpAddr};
 use guard_common::packet::Protocol;
 
 use super::{
-    core::{Basis, Core, Prepared},
+    core::{Core, Prepared},
     coverage, cutting,
     facts::Facts,
     settings::{self, Loaded, Settings},
@@ -56,7 +56,10 @@ impl Core {
         for rule in &settings.flag_rules {
             policy::check_wide(rule.action, &rule.source, yes)?;
         }
-        let policy = self.prepare(&settings, &state, &facts, Basis::anew())?;
+        let is_fresh = self.maps.is_none() && self.pins.older()?.is_none();
+        let basis = self.anew();
+        let basis = if is_fresh { basis.whatever_can_be_read() } else { basis };
+        let policy = self.prepare(&settings, &state, &facts, basis)?;
         let tables = policy.ready.tables();
         // What is rolled back to held before: nobody is asked about it anew.
         let yes = yes || rolled_back.is_some();

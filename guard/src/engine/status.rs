@@ -1,12 +1,14 @@
 //! `guard status`: what the kernel says is in force, held against what should be.
 
+use std::collections::HashSet;
+
 use guard_common::abi::{NO_END, PolicyHeader};
 
 use super::{core::Core, coverage, facts::Facts};
 use crate::{
     control::{
         BackstopStatus, Enforcement, EventTotals, Failure, InterfaceStatus, Layer, LayerStatus,
-        Mode, PublishedPort, Status,
+        Mode, PublishedPort, RuleView, SourceStatus, Status,
     },
     events::BootClock,
     host::{
@@ -16,7 +18,7 @@ use crate::{
     kernel::{KernelError, attach, counters::Counters, links, probe, tables::PolicyMaps},
     output,
     policy::Policy,
-    rule::GuardedPort,
+    rule::{Action, GuardedPort},
     trial::Trial,
 };
 
@@ -86,6 +88,7 @@ pub fn health(core: &Core, policy: &Policy, facts: &Facts) -> Result<Health, Fai
             "some of guard's pins are missing: `guard run` makes them anew",
         ));
     }
+    missing.extend(unread(core, policy));
     let (published, open) = published(core, facts, &policy.ports)?;
     missing.extend(open.into_iter().map(|what| Missing::new(Layer::Policy, what)));
     Ok(Health { missing, interfaces, backstop, published, header, is_older: older.is_some() })
@@ -114,6 +117,7 @@ pub fn status(core: &Core) -> Result<Status, Failure> {
         (true, true, false) => Enforcement::Full,
     };
     let counters = core.maps.is_some().then(|| Counters::open(&core.pins)).transpose()?;
+    let views = core.views(&policy, &facts)?;
     Ok(Status {
         enforcement,
         layers: layers(&missing, enforcement),
@@ -137,7 +141,8 @@ pub fn status(core: &Core) -> Result<Status, Failure> {
             .into_iter()
             .map(|rule| format!("{} (rule {})", rule.source, rule.id))
             .collect(),
-        idle_rules: core.views(&policy, &facts)?.iter().filter_map(output::idle).collect(),
+        idle_rules: views.iter().filter_map(output::idle).collect(),
+        sources: sources(&views),
         counters: counters.as_ref().map_or_else(|| Ok(Vec::new()), Counters::totals)?,
         events: counters.as_ref().map_or_else(|| Ok(EventTotals::default()), Counters::events)?,
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -152,6 +157,40 @@ fn layers(missing: &[Missing], enforcement: Enforcement) -> Vec<LayerStatus> {
         enforcement != Enforcement::None && missing.iter().all(|missing| missing.layer != layer)
     };
     Layer::ALL.map(|layer| LayerStatus { layer, enforced: is_whole(layer) }).into()
+}
+
+/// Denied files and countries that stand for nobody, since they could not be read when nothing was in force.
+fn unread(core: &Core, policy: &Policy) -> Vec<Missing> {
+    let denied = policy.rules.iter().filter(|rule| rule.action == Action::Deny);
+    denied
+        .filter_map(|rule| {
+            let refresh =
+                core.sets().refresh(&rule.source).filter(|refresh| refresh.at.is_none())?;
+            let what = format!(
+                "rule {} denies nobody: {}; `guard reload` reads it again",
+                rule.id, refresh.error?
+            );
+            Some(Missing::new(Layer::Policy, what))
+        })
+        .collect()
+}
+
+/// What rules have as their source and is refreshed, each once.
+fn sources(views: &[RuleView]) -> Vec<SourceStatus> {
+    let mut sources: Vec<SourceStatus> = Vec::new();
+    let mut known = HashSet::new();
+    for view in views {
+        if let Some(refresh) = &view.refresh
+            && known.insert(&view.source)
+        {
+            sources.push(SourceStatus {
+                source: view.source.clone(),
+                prefixes: view.prefixes,
+                refresh: refresh.clone(),
+            });
+        }
+    }
+    sources
 }
 
 /// The published ports that are guarded, as the kernel says, and one sentence for each that should be and is not.

@@ -1,10 +1,13 @@
 //! `guard status`: how much of the promise is in force.
 
-use super::text::{Page, View, bytes, columns, count, escaped, is_or_are, ports};
+use super::{
+    rules::refreshed,
+    text::{Page, View, bytes, columns, count, escaped, is_or_are, ports},
+};
 use crate::{
     control::{
-        BackstopStatus, CounterView, Enforcement, InterfaceStatus, Mode, PublishedPort, Status,
-        TrialView,
+        BackstopStatus, CounterView, Enforcement, InterfaceStatus, Mode, PublishedPort,
+        SourceStatus, Status, TrialView,
     },
     duration,
 };
@@ -42,6 +45,7 @@ pub fn status(status: &Status, view: &View) -> String {
     for idle in &status.idle_rules {
         page.line(format!("{} {}", view.notable("note:"), escaped(idle)));
     }
+    sources(status, view, &mut page);
     page.line(daemon(status));
     totals(&status.counters, &mut page);
     unreported(status, &mut page);
@@ -237,6 +241,25 @@ fn daemon(status: &Status) -> String {
     }
 }
 
+/// Sources that are told of one by one.
+const MOST_SOURCES: usize = 5;
+
+/// Each source that is refreshed, where there are few; else those with something wrong, and how many there are.
+fn sources(status: &Status, view: &View, page: &mut Page) {
+    let is_wrong = |one: &&SourceStatus| one.refresh.error.is_some();
+    let are_few = status.sources.len() <= MOST_SOURCES;
+    let told: Vec<&SourceStatus> =
+        status.sources.iter().filter(|one| are_few || is_wrong(one)).collect();
+    for one in told.iter().take(MOST_SOURCES) {
+        page.line(refreshed(&one.source, &one.refresh, view));
+    }
+    if !are_few {
+        let wrong = told.len();
+        let all = count(status.sources.len() as u64, "source");
+        page.line(format!("{all} refreshed, {wrong} with something wrong: guard rules"));
+    }
+}
+
 /// A packet may be counted at more than one hook, so hooks are never added up.
 fn totals(counters: &[CounterView], page: &mut Page) {
     let rows: Vec<Vec<String>> = counters
@@ -283,7 +306,7 @@ fn next(status: &Status) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::{super::text::tests::view, *};
-    use crate::control::EventTotals;
+    use crate::control::{EventTotals, Refresh};
 
     pub fn example() -> Status {
         Status {
@@ -327,6 +350,7 @@ pub(crate) mod tests {
             rules: 2,
             wide_rules: Vec::new(),
             idle_rules: Vec::new(),
+            sources: Vec::new(),
             counters: vec![
                 counter("tcx", "drop", "no-rule", 1_234, 74_040),
                 counter("tcx", "pass", "local", 0, 0),
@@ -564,5 +588,35 @@ pub(crate) mod tests {
         hostile.missing.push("x\u{7}".into());
         let text = status(&hostile, &view());
         assert!(!text.chars().any(|c| c != '\n' && c.is_control()), "{text:?}");
+    }
+
+    #[test]
+    fn sources_are_told_of_where_few_or_wrong() {
+        let source = |number: u32, error: Option<&str>| SourceStatus {
+            source: format!("h{number}.example.org"),
+            prefixes: 1,
+            refresh: Refresh {
+                at: Some("2026-11-25T13:00:00Z".parse().unwrap()),
+                next: None,
+                error: error.map(str::to_owned),
+            },
+        };
+        let mut few = example();
+        few.sources = vec![source(1, None), source(2, Some("the resolver does not answer"))];
+        let text = status(&few, &view());
+        assert!(text.contains("\nh1.example.org: refreshed 13:00:00\n"), "{text}");
+        assert!(
+            text.contains(
+                "\nnote: h2.example.org: refreshed 13:00:00; the resolver does not answer\n"
+            ),
+            "{text}"
+        );
+        few.sources = (0..20).map(|number| source(number, (number == 7).then_some("x"))).collect();
+        let text = status(&few, &view());
+        assert!(
+            text.contains("\n20 sources refreshed, 1 with something wrong: guard rules\n"),
+            "{text}"
+        );
+        assert!(text.contains("h7.example") && !text.contains("h8.example"), "{text}");
     }
 }
