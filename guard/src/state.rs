@@ -25,6 +25,9 @@ use crate::{
 /// The file's name in the state directory.
 pub const FILE_NAME: &str = "state.json";
 
+/// What it says stands beside it once more: a disk that spoils one file may have left the other.
+const COPY_NAME: &str = "state.json.copy";
+
 /// The newest format that is known.
 const VERSION: u32 = 2;
 
@@ -90,8 +93,10 @@ impl Default for State {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loaded {
     pub state: State,
-    /// What was wrong with the file, in one sentence; the state is empty then.
+    /// What was wrong with the file, in one sentence.
     pub warning: Option<String>,
+    /// Nothing of it is known, nor of its copy: the state is empty.
+    pub is_lost: bool,
 }
 
 /// Why the state could not be loaded or kept.
@@ -103,6 +108,8 @@ pub enum StateError {
     NotMoved { path: PathBuf, to: PathBuf, source: io::Error },
     #[error("the state file {} can't be written: {source}", .path.display())]
     NotWritten { path: PathBuf, source: io::Error },
+    #[error("the state would take {bytes} bytes, and {} may have {MAX_BYTES}", .path.display())]
+    TooLarge { path: PathBuf, bytes: usize },
     #[error("the state file {} is a newer guard's (version {version} of the format, and this one knows {VERSION})", .path.display())]
     Newer { path: PathBuf, version: u32 },
 }
@@ -114,6 +121,9 @@ impl StateError {
         match self {
             Self::Unreadable { path, .. } => {
                 format!("Make {} a file that root can read, or move it away.", path.display())
+            }
+            Self::TooLarge { .. } => {
+                "Remove rules, or write long lists to a file and name that with @.".to_owned()
             }
             Self::NotMoved { path, .. } => format!("Move {} away by hand.", path.display()),
             Self::NotWritten { path, .. } => format!(
@@ -176,22 +186,35 @@ struct AnyVersion {
 }
 
 impl State {
-    /// Reads the state in a directory; it is empty where there is none, and where it can't be understood. The file is left
-    /// as it is: whoever only asks changes nothing.
+    /// Reads the state in a directory; it is empty where there is none. Where it can't be read or understood, its copy is taken,
+    /// and where that can't either, it is empty. The files are left as they are: whoever only asks changes nothing.
     ///
     /// # Errors
-    /// When the file is there and can't be read.
+    /// When the file is a newer guard's.
     pub fn load(directory: &Path) -> Result<Loaded, StateError> {
         let path = directory.join(FILE_NAME);
-        Ok(match read(&path)? {
-            Ok(state) => Loaded { state, warning: None },
-            Err(why) => Loaded {
+        let why = match read(&path) {
+            Ok(Ok(state)) => {
+                let state = state.unwrap_or_default();
+                return Ok(Loaded { state, warning: None, is_lost: false });
+            }
+            Ok(Err(why)) => format!("The state file {} is not understood ({why})", path.display()),
+            Err(newer @ StateError::Newer { .. }) => return Err(newer),
+            Err(error) => error.to_string(),
+        };
+        let aside = format!("The next change keeps the file aside as {FILE_NAME}.bad-<time>.");
+        Ok(match read(&directory.join(COPY_NAME)) {
+            Ok(Ok(Some(state))) => Loaded {
+                state,
+                warning: Some(format!("{why}: its copy beside it is used. {aside}")),
+                is_lost: false,
+            },
+            _ => Loaded {
                 state: Self::default(),
                 warning: Some(format!(
-                    "The state file {} is not understood ({why}): rules made by command are gone until they \
-                     are made again. The next change keeps the file aside as {FILE_NAME}.bad-<time>.",
-                    path.display()
+                    "{why}: rules made by command are gone until they are made again. {aside}"
                 )),
+                is_lost: true,
             },
         })
     }
@@ -208,19 +231,31 @@ impl State {
         if let Err(newer @ StateError::Newer { .. }) = held {
             return Err(newer);
         }
+        let text = self.text().map_err(|source| StateError::NotWritten {
+            path: path.clone(),
+            source: source.into(),
+        })?;
+        if text.len() as u64 > MAX_BYTES {
+            return Err(StateError::TooLarge { path, bytes: text.len() });
+        }
         if matches!(held, Ok(Err(_))) {
             let to = directory.join(format!("{FILE_NAME}.bad-{}", now.as_second()));
             if let Err(source) = fs::rename(&path, &to) {
                 return Err(StateError::NotMoved { path, to, source });
             }
         }
-        self.replace(directory).map_err(|source| StateError::NotWritten { path, source })
+        bounded_file::replace(directory, FILE_NAME, text.as_bytes())
+            .map_err(|source| StateError::NotWritten { path, source })?;
+        if let Err(error) = bounded_file::replace(directory, COPY_NAME, text.as_bytes()) {
+            log::warn!("the state is kept, and its copy {COPY_NAME} is not: {error}");
+        }
+        Ok(())
     }
 
-    fn replace(&self, directory: &Path) -> io::Result<()> {
+    fn text(&self) -> serde_json::Result<String> {
         let mut text = serde_json::to_string_pretty(&self.to_stored())?;
         text.push('\n');
-        bounded_file::replace(directory, FILE_NAME, text.as_bytes())
+        Ok(text)
     }
 
     fn to_stored(&self) -> Stored {
@@ -249,18 +284,16 @@ impl State {
     }
 }
 
-/// The state in a file, or why it is none.
-fn read(path: &Path) -> Result<Result<State, String>, StateError> {
+/// The state in a file, or why it is none; `None` where there is no file.
+fn read(path: &Path) -> Result<Result<Option<State>, String>, StateError> {
     Ok(match bounded_file::read(path, MAX_BYTES) {
         Ok(bytes) => match newer_version(&bytes) {
             Some(version) => {
                 return Err(StateError::Newer { path: path.to_owned(), version });
             }
-            None => understand(&bytes),
+            None => understand(&bytes).map(Some),
         },
-        Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
-            Ok(State::default())
-        }
+        Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error @ ReadError::TooLarge { .. }) => Err(error.to_string()),
         Err(error @ (ReadError::Io(_) | ReadError::NotRegular)) => {
             return Err(StateError::Unreadable { path: path.to_owned(), error: error.to_string() });
@@ -411,9 +444,9 @@ mod tests {
         let of_file = State { trial: on_trial().trial.map(reload), ..full() };
         for state in [State::default(), on_trial(), of_file, full()] {
             save(&state, &directory).unwrap();
-            assert_eq!(load(&directory).unwrap(), Loaded { state, warning: None });
+            assert_eq!(load(&directory).unwrap(), Loaded { state, warning: None, is_lost: false });
         }
-        assert_eq!(names(&directory), [FILE_NAME]);
+        assert_eq!(names(&directory), [FILE_NAME, COPY_NAME]);
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
         assert_eq!(mode(&directory), 0o700);
         assert_eq!(mode(&directory.join(FILE_NAME)), 0o600);
@@ -432,7 +465,7 @@ mod tests {
     #[test]
     fn where_there_is_none_the_state_is_empty() {
         let directory = tempfile::tempdir().unwrap();
-        let empty = Loaded { state: State::default(), warning: None };
+        let empty = Loaded { state: State::default(), warning: None, is_lost: false };
         assert_eq!(load(directory.path()).unwrap(), empty);
         assert_eq!(load(&directory.path().join("missing")).unwrap(), empty);
     }
@@ -441,11 +474,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join(FILE_NAME), bytes).unwrap();
         let loaded = load(directory.path()).unwrap();
-        assert_eq!(loaded.state, State::default());
+        assert_eq!((loaded.state, loaded.is_lost), (State::default(), true));
         assert_eq!(names(directory.path()), [FILE_NAME]);
         save(&full(), directory.path()).unwrap();
         assert_eq!(load(directory.path()).unwrap().state, full());
-        assert_eq!(names(directory.path()), [FILE_NAME, "state.json.bad-1795568523"]);
+        assert_eq!(names(directory.path()), [FILE_NAME, "state.json.bad-1795568523", COPY_NAME]);
         let aside = directory.path().join("state.json.bad-1795568523");
         assert_eq!(fs::read(aside).unwrap(), bytes);
         loaded.warning.unwrap()
@@ -531,6 +564,33 @@ mod tests {
     }
 
     #[test]
+    fn a_copy_stands_in_for_a_file_that_is_spoiled() {
+        let directory = tempfile::tempdir().unwrap();
+        save(&full(), directory.path()).unwrap();
+        let path = directory.path().join(FILE_NAME);
+        for spoiled in [&b""[..], b"\0\0\0\0", b"{\"version\": 1"] {
+            fs::write(&path, spoiled).unwrap();
+            let loaded = load(directory.path()).unwrap();
+            assert_eq!((loaded.state, loaded.is_lost), (full(), false));
+            assert!(loaded.warning.unwrap().contains("its copy beside it is used"));
+        }
+        // Whoever takes the file away wants to begin anew.
+        fs::remove_file(&path).unwrap();
+        assert_eq!(load(directory.path()).unwrap().state, State::default());
+    }
+
+    #[test]
+    fn what_could_not_be_read_again_is_not_written() {
+        let directory = tempfile::tempdir().unwrap();
+        save(&full(), directory.path()).unwrap();
+        let mut large = full();
+        let rule = large.rules[0].clone();
+        large.rules.resize(100_000, rule);
+        assert!(matches!(save(&large, directory.path()), Err(StateError::TooLarge { .. })));
+        assert_eq!(load(directory.path()).unwrap().state, full());
+    }
+
+    #[test]
     fn a_file_too_large_is_moved_aside() {
         let directory = tempfile::tempdir().unwrap();
         let file = File::create(directory.path().join(FILE_NAME)).unwrap();
@@ -543,8 +603,8 @@ mod tests {
     fn what_can_not_be_read_or_written_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir(directory.path().join(FILE_NAME)).unwrap();
-        let error = load(directory.path()).unwrap_err();
-        assert!(error.to_string().contains("it is not a regular file"), "{error}");
+        let loaded = load(directory.path()).unwrap();
+        assert!(loaded.is_lost && loaded.warning.unwrap().contains("it is not a regular file"));
         assert!(matches!(
             save(&State::default(), directory.path()),
             Err(StateError::NotWritten { .. })
@@ -553,7 +613,7 @@ mod tests {
 
         let file = directory.path().join("file");
         fs::write(&file, "").unwrap();
-        assert!(matches!(load(&file), Err(StateError::Unreadable { .. })));
+        assert!(load(&file).unwrap().is_lost);
         assert!(matches!(save(&State::default(), &file), Err(StateError::NotWritten { .. })));
     }
 

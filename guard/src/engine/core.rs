@@ -65,6 +65,8 @@ pub struct Core {
     pub settings: Settings,
     pub state: State,
     pub pins: Pins,
+    /// What was wrong with the state file, where nothing of it is known.
+    pub lost: Option<String>,
     /// Why enforcement would not outlive the daemon.
     pub mortal: Option<String>,
     /// `None` while nothing is loaded.
@@ -164,6 +166,7 @@ impl Core {
             settings: Settings::new(in_force, &state.run)?,
             state,
             pins,
+            lost: loaded.warning.filter(|_| loaded.is_lost),
             mortal: (!root.outlives_us).then(|| root.note.unwrap_or_default()),
             maps,
             sets: Sets::with_names(names),
@@ -367,6 +370,7 @@ impl Core {
         if self.maps.is_none() {
             self.pins.refuse_older()?;
         }
+        self.refuse_what_is_lost()?;
         let facts = Facts::gather(&settings.config)?;
         let policy = self.prepare(&settings, &state, &facts, basis)?;
         Ok(Planned { policy, settings, state, facts })
@@ -415,10 +419,41 @@ impl Core {
             self.put(back)?;
             return Err(error.into());
         }
+        self.go_by(settings, state);
+        Ok(generation)
+    }
+
+    /// As [`Self::put_and_keep`], for a start: a host is guarded also where nothing can be written. Returns why it was not kept.
+    pub fn put_at_start(&mut self, planned: Planned) -> Result<Option<String>, Failure> {
+        let Planned { policy, settings, mut state, .. } = planned;
+        self.put(policy)?;
+        state.newest_time = state.newest_time.max(self.clock().wall);
+        let kept = state.save(&settings.config.paths.state, Timestamp::now());
+        self.go_by(settings, state);
+        Ok(kept.err().map(|error| format!("rules can't be made by command: {error}")))
+    }
+
+    fn go_by(&mut self, settings: Settings, state: State) {
         self.state = state;
         self.settings = settings;
+        self.lost = None;
         self.note_trial();
-        Ok(generation)
+    }
+
+    /// # Errors
+    /// Where a policy is in force whose rules made by command nobody knows any more: whatever is put in its place would lack them.
+    pub fn refuse_what_is_lost(&self) -> Result<(), Failure> {
+        match &self.lost {
+            Some(why) if self.maps.is_some() || self.pins.older()?.is_some() => {
+                Err(Failure::failed(
+                    format!(
+                        "nothing is changed, since what is in force would lose its rules made by command. {why}"
+                    ),
+                    "Put the state file back from a copy; or lift everything with `guard down`, then start anew.",
+                ))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Puts a policy in force; `None` while nothing is loaded.

@@ -49,6 +49,9 @@ impl Core {
         }
         // All that can be refused comes before anything is touched.
         let mut state = State { run: flags, ..self.state.clone() };
+        self.refuse_what_is_lost()?;
+        // From here on it is as if there had been none.
+        self.lost = None;
         let rolled_back = self.trial_to_roll_back(&mut state);
         let settings = Settings::new(self.configuration(&mut state)?, &state.run)?;
         self.is_daemon = true;
@@ -134,7 +137,8 @@ impl Core {
         problems.extend(reserve_ports(&settings, &mut state));
         problems.extend(load::forget_older(&self.pins)?);
         // Again, now that it is known whether there is a backstop to leave the undecidable to.
-        self.put_and_keep(self.plan(settings, state, self.basis()?)?).map(drop)
+        problems.extend(self.put_at_start(self.plan(settings, state, self.basis()?)?)?);
+        Ok(())
     }
 
     /// Takes a trial that a daemon's end has left open out of the state: one of a configuration at once, since nobody has kept

@@ -79,6 +79,9 @@ pub fn health(core: &Core, policy: &Policy, facts: &Facts) -> Result<Health, Fai
         );
         missing.push(Missing::new(Layer::Sockets, what));
     }
+    if let Err(failure) = core.refuse_what_is_lost() {
+        missing.push(Missing::new(Layer::Policy, failure.to_string()));
+    }
     if let Some(why) = &core.mortal {
         missing.push(Missing::new(Layer::Pins, format!("enforcement ends with the daemon: {why}")));
     }
