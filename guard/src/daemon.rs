@@ -22,8 +22,10 @@ use crate::{
     history::Requester,
     host::{forwarders::Watch, netlink, resolver, watched::Watched},
     kernel::{KernelError, binds::Binds, lock::Lock, probe, ring::EventRing},
-    output, startup,
+    output::{self, View},
+    privileges, startup,
     state::RunFlags,
+    systemd,
 };
 
 /// Ends that are to come are looked for at least this often: they are in boot time, which goes on while the machine is suspended,
@@ -71,6 +73,8 @@ const GATHER: Duration = Duration::from_millis(20);
 /// When the policy can't be put in force; what was in force before is untouched then.
 pub fn run(place: &Place, flags: RunFlags, yes: bool) -> Result<(), Failure> {
     refuse_a_second(place)?;
+    privileges::keep_only_needed()
+        .map_err(|error| system("privileges could not be given up", &error))?;
     let mut engine = Engine::open(place)?;
     let message = engine.start(flags, yes)?;
     let ring = EventRing::open(&engine.pins())?;
@@ -86,11 +90,13 @@ pub fn run(place: &Place, flags: RunFlags, yes: bool) -> Result<(), Failure> {
             system(&format!("the control socket {} can't be used", socket.display()), &error)
         })?;
         // Only now can the next command that the message names be carried out.
-        output::print(&startup::render(&message, &output::view_of(&io::stdout())))?;
+        let view = output::view_of(&io::stdout());
+        output::print(&startup::render(&message, &view))?;
+        let in_force = startup::headline(&message, &View { colour: false, ..view });
         let engine = Arc::new(engine);
         let binds = engine.follow_binds();
         engine::give_memory_back();
-        serve(listener, engine, ring, binds).await
+        serve(listener, engine, ring, binds, &in_force).await
     })?;
     match ended {
         Ended::Lifted => log::info!("lifted: nothing is guarded any more"),
@@ -124,6 +130,7 @@ async fn serve(
     engine: Arc<Engine>,
     ring: EventRing,
     binds: Option<Binds>,
+    in_force: &str,
 ) -> Result<Ended, Failure> {
     let cannot = |error: io::Error| system("the daemon could not be started", &error);
     let (stop, mut stopped) = watch::channel(false);
@@ -147,16 +154,19 @@ async fn serve(
     tasks.spawn(follow_published(engine.clone(), binds));
     tasks.spawn(follow_files(engine.clone()));
     tasks.spawn(follow_names(engine.clone()));
+    tasks.spawn(systemd::watch(engine.clone()));
     tasks.spawn(reload_on_hangup(engine, signal(SignalKind::hangup()).map_err(cannot)?));
 
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
+    systemd::ready(in_force);
     let ended = tokio::select! {
         _ = terminate.recv() => Ended::Stopped,
         _ = interrupt.recv() => Ended::Stopped,
         // The API says so after `guard down`.
         _ = stopped.wait_for(|stopped| *stopped) => Ended::Lifted,
     };
+    systemd::stopping();
     stop.send_replace(true);
     // The API still sends the answer to what ended it; the others just end.
     let _ = tasks.join_next().await;
@@ -475,6 +485,7 @@ async fn follow_sources(follow: impl FnOnce() -> Followed + Send + 'static) -> b
 
 async fn reload_on_hangup(engine: Arc<Engine>, mut hangup: tokio::signal::unix::Signal) {
     while hangup.recv().await.is_some() {
+        systemd::reloading();
         let engine = engine.clone();
         match spawn_blocking(move || engine.reload(&Reload::default(), &Requester::signal())).await
         {
@@ -487,6 +498,7 @@ async fn reload_on_hangup(engine: Arc<Engine>, mut hangup: tokio::signal::unix::
             }
             Err(error) => log::error!("{error}"),
         }
+        systemd::reloaded();
     }
 }
 

@@ -166,6 +166,12 @@ impl Engine {
         self.core().follow_binds()
     }
 
+    /// Comes back when a change could be begun and a question answered: whatever was under way has come to its end then.
+    pub fn wait_until_idle(&self) {
+        let _change = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.core());
+    }
+
     /// Counts the policies that this engine has put in force.
     #[must_use]
     pub fn policies(&self) -> watch::Receiver<u64> {

@@ -59,7 +59,9 @@ pub fn render(startup: &Startup, view: &View) -> String {
     page.into_text()
 }
 
-fn headline(startup: &Startup, view: &View) -> String {
+/// The message's first line: what is in force.
+#[must_use]
+pub fn headline(startup: &Startup, view: &View) -> String {
     let status = &startup.status;
     let ports = if status.ports.is_empty() { "no port".to_owned() } else { ports(&status.ports) };
     let is = is_or_are(&status.ports);

@@ -66,6 +66,13 @@ impl Wire {
         self.put(&plain(packet));
     }
 
+    /// Sends an IP packet, unless the link is down.
+    pub fn send_if_up(&self, packet: &[u8]) -> bool {
+        let frame =
+            [&Offload::default().bytes()[..], &self.to, &self.from, &plain(packet)].concat();
+        rustix::io::write(&self.socket, &frame).is_ok()
+    }
+
     /// Sends an IP packet behind a VLAN tag (IEEE 802.1Q). Tag 0 is a priority tag: any host takes such a frame as untagged.
     #[track_caller]
     pub fn send_tagged(&self, vlan: u16, packet: &[u8]) {

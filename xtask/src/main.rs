@@ -1,4 +1,4 @@
-//! The project's own tasks: `cargo xtask setup | build | run | test | bench | vmtest | fuzz | lint`.
+//! The project's own tasks: `cargo xtask setup | build | run | install | test | bench | vmtest | fuzz | lint`.
 //!
 //! This crate is the only place that knows what the build needs and which flags the kernel
 //! programs are compiled with. Every other crate builds with plain cargo and stock stable Rust.
@@ -6,6 +6,7 @@
 mod bench;
 mod command;
 mod fuzz;
+mod install;
 mod kernel_object;
 mod lint;
 mod setup;
@@ -15,7 +16,7 @@ mod toolchain;
 mod vmtest;
 mod workspace;
 
-use std::{ffi::OsString, os::unix::process::CommandExt as _, process::ExitCode};
+use std::{ffi::OsString, os::unix::process::CommandExt as _, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
@@ -45,6 +46,12 @@ enum Task {
         /// Arguments for `guard run`, after `--`
         #[arg(last = true)]
         arguments: Vec<OsString>,
+    },
+    /// Sets up, builds, and puts guard, its systemd unit, its group and completions in place; starts nothing
+    Install {
+        /// Below this directory in place of /, as for a package
+        #[arg(long)]
+        destdir: Option<PathBuf>,
     },
     /// Sets up, builds, and runs every test: needs root
     Test {
@@ -122,6 +129,11 @@ fn perform(task: Task) -> Result<()> {
             let mut guard = without_cargo_variables(&built.binary);
             let error = guard.arg("run").args(arguments).exec();
             Err(error).with_context(|| format!("could not start {}", built.binary.display()))
+        }
+        Task::Install { destdir } => {
+            let toolchain = setup::ensure(&workspace, Scope::Build)?;
+            let built = kernel_object::build_all(&workspace, &toolchain)?;
+            install::run(&workspace, &built.binary, destdir.as_deref())
         }
         Task::Test { force, arguments } => test::run(&workspace, force, &arguments),
         Task::Bench { quick, only, case, rounds } => {

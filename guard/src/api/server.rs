@@ -87,7 +87,7 @@ pub type SharedControl = Arc<dyn Control + Send + Sync>;
 pub fn bind(path: &Path) -> io::Result<UnixListener> {
     let group = guard_group();
     if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty())
-        && !directory.exists()
+        && (is_made_for_us(directory) || !directory.exists())
     {
         fs::DirBuilder::new().recursive(true).mode(0o750).create(directory)?;
         // The umask may have taken the group's part away.
@@ -103,6 +103,11 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
     fs::set_permissions(&unnamed, fs::Permissions::from_mode(0o660))?;
     fs::rename(&unnamed, path)?;
     Ok(listener)
+}
+
+/// Whether systemd has made this directory for this process, as the unit's `RuntimeDirectory=`: it belongs to root's group then.
+fn is_made_for_us(directory: &Path) -> bool {
+    std::env::var_os("RUNTIME_DIRECTORY").is_some_and(|made| Path::new(&made) == directory)
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
