@@ -346,6 +346,38 @@ fn a_torn_state_file_is_kept_aside_and_opens_nothing() {
     }
 }
 
+#[test]
+fn every_thread_of_the_daemon_has_only_what_is_needed() {
+    let lab = Lab::new("every_thread_of_the_daemon_has_only_what_is_needed");
+    let guard = lab.start_guard(Attach::Tcx, "");
+    // Threads of requests and of a reload, too.
+    guard.tell(&["allow", "192.0.2.1"]);
+    guard.tell(&["reload"]);
+    // The kernel's numbers of `include/uapi/linux/capability.h`: CHOWN 0, DAC_READ_SEARCH 2, NET_ADMIN 12, SYS_PTRACE 19, SYS_ADMIN 21.
+    let kept: u64 = [0, 2, 12, 19, 21].iter().map(|number| 1 << number).sum();
+
+    let tasks = fs::read_dir(format!("/proc/{}/task", guard.pid())).unwrap();
+    let mut threads = 0;
+    for task in tasks.flatten() {
+        // One that has just ended says nothing.
+        let Ok(text) = fs::read_to_string(task.path().join("status")) else { continue };
+        let field = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name));
+            line.map(|value| value.trim_start_matches(':').trim().to_owned()).unwrap_or_default()
+        };
+        let set = |name: &str| u64::from_str_radix(&field(name), 16).unwrap();
+        for name in ["CapEff", "CapPrm", "CapBnd"] {
+            assert_eq!(set(name), kept, "{name}: {text}");
+        }
+        for name in ["CapInh", "CapAmb"] {
+            assert_eq!(set(name), 0, "{name}: {text}");
+        }
+        assert_eq!(field("NoNewPrivs"), "1", "{text}");
+        threads += 1;
+    }
+    assert!(threads > 1, "the daemon has no thread for requests");
+}
+
 fn files_in(directory: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     entries.map(|entry| entry.path()).collect()
