@@ -155,7 +155,7 @@ async fn serve(
     tasks.spawn(follow_files(engine.clone()));
     tasks.spawn(follow_names(engine.clone()));
     tasks.spawn(systemd::watch(engine.clone()));
-    tasks.spawn(reload_on_hangup(engine, signal(SignalKind::hangup()).map_err(cannot)?));
+    tasks.spawn(reload_on_hangup(engine.clone(), signal(SignalKind::hangup()).map_err(cannot)?));
 
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
@@ -167,6 +167,11 @@ async fn serve(
         _ = stopped.wait_for(|stopped| *stopped) => Ended::Lifted,
     };
     systemd::stopping();
+    if matches!(ended, Ended::Stopped)
+        && let Err(error) = spawn_blocking(move || engine.keep_time()).await
+    {
+        log::error!("{error}");
+    }
     stop.send_replace(true);
     // The API still sends the answer to what ended it; the others just end.
     let _ = tasks.join_next().await;

@@ -73,6 +73,9 @@ pub struct Followed {
 /// How long each part of covering interfaces may keep other changes waiting.
 const SLICE: Duration = Duration::from_millis(400);
 
+/// How often the time is kept while there is something that ends.
+const KEEP_TIME: Duration = Duration::from_hours(1);
+
 /// How many problems are remembered while there is more to do.
 const MOST_TOLD: usize = 1_000;
 
@@ -86,6 +89,8 @@ struct Following {
     hooks: usize,
     /// What was missing then.
     missing: Vec<Missing>,
+    /// When the time was last kept.
+    time_kept: Option<Instant>,
     /// When the answers for names were last kept in their file.
     names_kept: Option<Instant>,
 }
@@ -195,6 +200,13 @@ impl Engine {
         let mut followed = Followed::default();
         if self.core().maps.is_none() {
             return followed;
+        }
+        self.follow_clock();
+        if following.time_kept.is_none_or(|kept| kept.elapsed() >= KEEP_TIME) {
+            following.time_kept = Some(Instant::now());
+            if self.core().state.has_ends() {
+                self.core_to_change().keep_time();
+            }
         }
         let lapses = self.mend_pins(&mut followed);
         let gathered = Facts::gather(&self.core().settings.config);
@@ -410,7 +422,26 @@ impl Engine {
     }
 
     fn begin_change(&self) -> Result<MutexGuard<'_, Following>, Failure> {
-        self.changes.lock().map_err(|_| Failure::panicked())
+        let following = self.changes.lock().map_err(|_| Failure::panicked())?;
+        self.follow_clock();
+        Ok(following)
+    }
+
+    /// To be called within a change, before anything is made of the time.
+    fn follow_clock(&self) {
+        let is_set = {
+            let core = self.core();
+            core.state.clock_step(&core.clock()).is_some()
+        };
+        if is_set {
+            self.core_to_change().follow_clock();
+        }
+    }
+
+    /// Keeps the time in the state, for the next start.
+    pub fn keep_time(&self) {
+        let _change = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        self.core_to_change().keep_time();
     }
 
     /// Puts in force what was planned in this change.
@@ -494,9 +525,7 @@ impl Control for Engine {
             let mut state = core.state.clone();
             state.mode = Some(request.mode);
             state.observe_until = match (request.mode, request.for_seconds) {
-                (Mode::Observe, Some(seconds)) => {
-                    Some(policy::end_after(core.clock().wall, seconds)?)
-                }
+                (Mode::Observe, Some(seconds)) => Some(policy::end_after(&core.clock(), seconds)?),
                 (Mode::Observe | Mode::Enforce, None) => None,
                 (Mode::Enforce, Some(_)) => {
                     return Err(Failure::bad_request(

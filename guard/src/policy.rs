@@ -16,7 +16,7 @@ use std::{
 
 use guard_common::abi::NO_END;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::{
     compile::{InputRule, RuleKind},
@@ -39,6 +39,8 @@ pub struct Policy {
 pub struct Clock {
     pub wall: Timestamp,
     pub boot_ns: u64,
+    /// The number of this boot, which no other has; `None` where the kernel does not tell it.
+    pub boot_id: Option<u128>,
     /// The wall clock is not earlier than it once was.
     pub trusted: bool,
 }
@@ -51,6 +53,12 @@ impl Clock {
         let at = i128::from(self.boot_ns) + to_go_ns;
         // One short of "never", which no calendar reaches.
         u64::try_from(at.clamp(0, i128::from(NO_END - 1))).unwrap_or_default()
+    }
+
+    /// What the wall clock showed, or would have, at boot.
+    #[must_use]
+    pub fn wall_at_boot(&self) -> SignedDuration {
+        self.wall.as_duration() - SignedDuration::from_nanos_i128(self.boot_ns.into())
     }
 
     /// When a rule ends in boot time; `None` when it no longer holds.
@@ -231,6 +239,7 @@ mod tests {
         Clock {
             wall: "2026-11-25T01:00:00Z".parse().unwrap(),
             boot_ns: 5_000_000_000,
+            boot_id: Some(7),
             trusted: true,
         }
     }

@@ -9,12 +9,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     bounded_file::{self, ReadError},
     control::{Failure, Mode},
+    policy::Clock,
     rule::{
         Action, GuardedPort, InterfaceName, Origin, Rule, RuleId, Source, check_action, check_via,
         comment_problem,
@@ -50,6 +51,8 @@ pub struct State {
     pub observe_until: Option<Timestamp>,
     /// The newest time the wall clock ever showed: a clock that is earlier is not believed.
     pub newest_time: Timestamp,
+    /// How the wall clock stood to boot time when this was last written and the clock was believed.
+    pub clock: Option<KnownClock>,
     /// Ports that guard added to `net.ipv4.ip_local_reserved_ports`.
     pub reserved_ports: Vec<u16>,
     /// What the newest `guard run` was told, so that commands without a daemon go by it as well.
@@ -59,6 +62,19 @@ pub struct State {
     /// A configuration was tried, and is not in force: the one from before is, though the file is another.
     pub rolled_back: bool,
 }
+
+/// How the wall clock stood to boot time in one boot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KnownClock {
+    /// See [`Clock::boot_id`]; in hexadecimal.
+    boot_id: String,
+    /// What it showed, or would have, at boot: nanoseconds since 1970.
+    wall_at_boot_ns: i64,
+}
+
+/// A clock that runs a little fast or slow is put right without a step (adjtime(3)); less than this is no step.
+const STEP: SignedDuration = SignedDuration::from_secs(1);
 
 /// The flags of `guard run`, as typed. Each stands in place of its key of the configuration where it was given.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +97,7 @@ impl Default for State {
             mode: None,
             observe_until: None,
             newest_time: Timestamp::UNIX_EPOCH,
+            clock: None,
             reserved_ports: Vec::new(),
             run: RunFlags::default(),
             trial: None,
@@ -157,6 +174,8 @@ struct Stored {
     mode: Option<Mode>,
     observe_until: Option<Timestamp>,
     newest_time: Timestamp,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    clock: Option<KnownClock>,
     reserved_ports: Vec<u16>,
     run: RunFlags,
     rules: Vec<StoredRule>,
@@ -252,6 +271,52 @@ impl State {
         Ok(())
     }
 
+    /// Remembers how the clock stands, so that a step of it is seen later. One that is not believed is not remembered: what ends by
+    /// the wall clock then ends by a better one.
+    pub fn note_clock(&mut self, clock: &Clock) {
+        self.newest_time = self.newest_time.max(clock.wall);
+        let wall_at_boot_ns = i64::try_from(clock.wall_at_boot().as_nanos()).ok();
+        self.clock = match (clock.trusted, clock.boot_id, wall_at_boot_ns) {
+            (true, Some(boot_id), Some(wall_at_boot_ns)) => {
+                Some(KnownClock { boot_id: format!("{boot_id:x}"), wall_at_boot_ns })
+            }
+            _ => None,
+        };
+    }
+
+    /// Whether anything of it ends by itself.
+    #[must_use]
+    pub fn has_ends(&self) -> bool {
+        self.observe_until.is_some() || self.rules.iter().any(|rule| rule.until.is_some())
+    }
+
+    /// By how much the clock was set in this boot since it was last remembered. In another boot nobody knows how long the machine
+    /// was off, and the wall clock alone says what has ended.
+    #[must_use]
+    pub fn clock_step(&self, clock: &Clock) -> Option<SignedDuration> {
+        let boot_id = format!("{:x}", clock.boot_id?);
+        let known = self.clock.as_ref().filter(|known| known.boot_id == boot_id)?;
+        let step = clock.wall_at_boot() - SignedDuration::from_nanos(known.wall_at_boot_ns);
+        (step.abs() >= STEP).then_some(step)
+    }
+
+    /// Where the clock was set ([`Self::clock_step`]), moves what ends after a span with it, so that the span stays what it was.
+    pub fn follow_clock(&mut self, clock: &Clock) -> Option<SignedDuration> {
+        let step = self.clock_step(clock)?;
+        // A time that no calendar has is one that never comes.
+        let moved = |time: Timestamp| time.saturating_add(step).unwrap_or(time);
+        for rule in &mut self.rules {
+            rule.until = rule.until.map(moved);
+        }
+        self.observe_until = self.observe_until.map(moved);
+        if let Some(trial) = &mut self.trial {
+            trial.move_ends(moved);
+        }
+        self.newest_time = moved(self.newest_time);
+        self.note_clock(&Clock { trusted: true, ..*clock });
+        Some(step)
+    }
+
     fn text(&self) -> serde_json::Result<String> {
         let mut text = serde_json::to_string_pretty(&self.to_stored())?;
         text.push('\n');
@@ -275,6 +340,7 @@ impl State {
             mode: self.mode,
             observe_until: self.observe_until,
             newest_time: self.newest_time,
+            clock: self.clock.clone(),
             reserved_ports: self.reserved_ports.clone(),
             run: self.run.clone(),
             rules: rules.collect(),
@@ -355,6 +421,7 @@ fn understand(bytes: &[u8]) -> Result<State, String> {
         mode: stored.mode,
         observe_until: stored.observe_until,
         newest_time: stored.newest_time,
+        clock: stored.clock,
         reserved_ports: stored.reserved_ports,
         run: stored.run,
         trial: stored.trial,
@@ -394,6 +461,7 @@ mod tests {
             mode: Some(Mode::Observe),
             observe_until: Some(time("2026-11-25T01:02:03Z")),
             newest_time: time("2026-11-25T01:00:00Z"),
+            clock: Some(KnownClock { boot_id: "ff".to_owned(), wall_at_boot_ns: -5 }),
             reserved_ports: vec![11434, 8081],
             run: RunFlags {
                 ports: vec!["8081".to_owned()],
@@ -561,6 +629,47 @@ mod tests {
             let warning = assert_moved_aside(text.replace(good, bad).as_bytes());
             assert!(warning.contains(why), "{bad}: {warning}");
         }
+    }
+
+    fn clock(wall: &str, boot_seconds: u64, boot_id: u128, trusted: bool) -> Clock {
+        Clock {
+            wall: time(wall),
+            boot_ns: boot_seconds * 1_000_000_000,
+            boot_id: Some(boot_id),
+            trusted,
+        }
+    }
+
+    #[test]
+    fn a_clock_that_is_set_shortens_and_lengthens_no_span() {
+        let mut state = State { clock: None, ..full() };
+        let ends = |state: &State| (state.rules[0].until, state.observe_until);
+        state.note_clock(&clock("2026-11-25T01:00:00Z", 100, 1, true));
+        let before = ends(&state);
+        // It runs, and is put right by less than a second.
+        assert_eq!(state.follow_clock(&clock("2026-11-25T02:00:00.9Z", 3_700, 1, true)), None);
+        assert_eq!(ends(&state), before);
+        // Back, and forth again. It is believed all the time.
+        let back = clock("1970-01-01T02:00:00Z", 3_700, 1, false);
+        assert!(state.follow_clock(&back).is_some_and(|step| step.is_negative()));
+        assert!(state.newest_time <= back.wall);
+        assert_eq!(state.follow_clock(&back), None);
+        let forth = clock("2026-11-25T03:00:00Z", 7_300, 1, true);
+        assert!(state.follow_clock(&forth).is_some_and(|step| step.is_positive()));
+        assert_eq!(ends(&state), before);
+    }
+
+    #[test]
+    fn in_another_boot_the_wall_clock_alone_counts() {
+        let mut state = State { clock: None, ..full() };
+        state.note_clock(&clock("2026-11-25T01:00:00Z", 100, 1, true));
+        let before = state.clone();
+        assert_eq!(state.follow_clock(&clock("2026-11-25T05:00:00Z", 10, 2, true)), None);
+        assert_eq!(state, before);
+        // One that is not believed is nothing to go by later.
+        state.note_clock(&clock("1970-01-01T00:00:10Z", 10, 2, false));
+        assert_eq!(state.follow_clock(&clock("2026-11-25T05:00:00Z", 20, 2, true)), None);
+        assert_eq!(state.rules, before.rules);
     }
 
     #[test]

@@ -415,7 +415,7 @@ pub fn api_body(bytes: &[u8]) {
         assert!(removed.is_err() || request.rules.is_empty(), "there is nothing to remove");
     }
     if let Some(SetMode { for_seconds: Some(seconds), .. }) = body(bytes)
-        && let Ok(end) = policy::end_after(clock.wall, seconds)
+        && let Ok(end) = policy::end_after(&clock, seconds)
     {
         assert!(end >= clock.wall);
     }
@@ -444,7 +444,7 @@ where
 
 fn clock() -> Clock {
     let wall = Timestamp::from_second(1_764_072_000).expect("a time of the calendar");
-    Clock { wall, boot_ns: 1_000_000_000, trusted: true }
+    Clock { wall, boot_ns: 1_000_000_000, boot_id: None, trusted: true }
 }
 
 fn add_rules(request: &AddRules, ports: Vec<GuardedPort>, clock: &Clock) {

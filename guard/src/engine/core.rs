@@ -178,8 +178,32 @@ impl Core {
             before_trial: None,
             _lock: lock,
         };
+        let clock = core.clock();
+        core.state.follow_clock(&clock);
         core.note_trial();
         Ok(core)
+    }
+
+    /// Moves what ends after a span where the clock was set, and keeps it so.
+    pub fn follow_clock(&mut self) {
+        let clock = self.clock();
+        let Some(step) = self.state.follow_clock(&clock) else { return };
+        self.note_trial();
+        log::info!("the clock was set by {step:#}: what ends after a time ends when it would have");
+        self.save_state();
+    }
+
+    /// Keeps the time, so that a clock that is behind it after the next start is not believed.
+    pub fn keep_time(&mut self) {
+        let clock = self.clock();
+        self.state.note_clock(&clock);
+        self.save_state();
+    }
+
+    fn save_state(&self) {
+        if let Err(error) = self.state.save(&self.settings.config.paths.state, Timestamp::now()) {
+            log::warn!("{error}");
+        }
     }
 
     pub fn follow_binds(&self) -> Option<Binds> {
@@ -254,7 +278,12 @@ impl Core {
 
     pub fn clock(&self) -> Clock {
         let wall = Timestamp::now();
-        Clock { wall, boot_ns: probe::boot_ns(), trusted: wall >= self.state.newest_time }
+        Clock {
+            wall,
+            boot_ns: probe::boot_ns(),
+            boot_id: probe::boot_id(),
+            trusted: wall >= self.state.newest_time,
+        }
     }
 
     /// What a change takes over that neither reads files again nor says which ports are guarded.
@@ -413,7 +442,7 @@ impl Core {
         let Planned { policy, settings, mut state, facts } = planned;
         let before = self.basis()?;
         let generation = self.put(policy)?;
-        state.newest_time = state.newest_time.max(self.clock().wall);
+        state.note_clock(&self.clock());
         if let Err(error) = state.save(&settings.config.paths.state, Timestamp::now()) {
             let back = self.prepare(&self.settings, &self.state, &facts, before)?;
             self.put(back)?;
@@ -427,7 +456,7 @@ impl Core {
     pub fn put_at_start(&mut self, planned: Planned) -> Result<Option<String>, Failure> {
         let Planned { policy, settings, mut state, .. } = planned;
         self.put(policy)?;
-        state.newest_time = state.newest_time.max(self.clock().wall);
+        state.note_clock(&self.clock());
         let kept = state.save(&settings.config.paths.state, Timestamp::now());
         self.go_by(settings, state);
         Ok(kept.err().map(|error| format!("rules can't be made by command: {error}")))

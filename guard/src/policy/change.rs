@@ -42,7 +42,7 @@ pub fn add(
     let via: Option<InterfaceName> = request.via.as_deref().map(str::parse).transpose()?;
     let until = match request.for_seconds {
         None => None,
-        Some(seconds) => Some(end_after(clock.wall, seconds)?),
+        Some(seconds) => Some(end_after(clock, seconds)?),
     };
     if let Some((what, fix)) = request.comment.as_deref().and_then(comment_problem) {
         return Err(Failure::bad_request(what, fix));
@@ -241,13 +241,22 @@ fn named<'a>(policy: &'a Policy, word: &str) -> Result<&'a Rule, Failure> {
 ///
 /// # Errors
 /// When no calendar holds it.
-pub fn end_after(now: jiff::Timestamp, seconds: u64) -> Result<jiff::Timestamp, Failure> {
+pub fn end_after(clock: &Clock, seconds: u64) -> Result<jiff::Timestamp, Failure> {
     if seconds == 0 {
         return Err(Failure::bad_request("0 seconds is no time at all", "Give a longer time."));
     }
+    if !clock.trusted {
+        return Err(Failure::failed(
+            format!(
+                "the clock shows {:.0}, which is earlier than it once was: nobody can say when a time from now is over",
+                clock.wall
+            ),
+            "Set the clock, or leave the time out.",
+        ));
+    }
     i64::try_from(seconds)
         .ok()
-        .and_then(|seconds| now.checked_add(SignedDuration::from_secs(seconds)).ok())
+        .and_then(|seconds| clock.wall.checked_add(SignedDuration::from_secs(seconds)).ok())
         .ok_or_else(|| {
             Failure::bad_request(
                 format!("{seconds} seconds from now is beyond the calendar"),
