@@ -1,9 +1,9 @@
-//! Reads files that somebody else may have written: regular ones only, and no more than a limit.
+//! Reads files that somebody else may have written: regular ones only, and no more than a limit. And replaces guard's own whole.
 
 use std::{
-    fs::File,
-    io::{self, Read},
-    os::unix::fs::OpenOptionsExt,
+    fs::{self, DirBuilder, File},
+    io::{self, Read, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::Path,
 };
 
@@ -37,10 +37,31 @@ pub(crate) fn read(path: &Path, limit: u64) -> Result<Vec<u8>, ReadError> {
     Ok(bytes)
 }
 
+/// Puts a file with this content into a directory, which is made where it is absent; it is the old one or the new one after a
+/// crash, and is called `.NAME.new` until then.
+///
+/// # Errors
+/// When it can't be written; the file is as it was then.
+pub(crate) fn replace(directory: &Path, name: &str, content: &[u8]) -> io::Result<()> {
+    let fresh_name = format!(".{name}.new");
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    // Of one name, so that one which a crash has left is not there for ever.
+    match fs::remove_file(directory.join(&fresh_name)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // Only its owner can read it, and it goes where it can't be written.
+    let mut fresh = tempfile::Builder::new();
+    let mut file = fresh.prefix(&fresh_name).rand_bytes(0).tempfile_in(directory)?;
+    file.write_all(content)?;
+    file.as_file().sync_all()?;
+    file.persist(directory.join(name))?;
+    // The rename itself must survive a power cut as well.
+    File::open(directory)?.sync_all()
+}
+
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     #[test]

@@ -155,7 +155,37 @@ Examples:
     Check { file: PathBuf },
 
     /// Read the configuration again; a bad one changes nothing
-    Reload,
+    #[command(after_long_help = "\
+Examples:
+  guard reload
+  guard reload --confirm 60s               goes back by itself unless guard confirm is run in time")]
+    Reload {
+        /// Go back by itself after this time (5s to 1h), unless `guard confirm` is run
+        #[arg(long, value_name = "TIME")]
+        confirm: Option<String>,
+    },
+
+    /// Keep the change that is on trial
+    #[command(after_long_help = "\
+Example:
+  guard deny 192.0.2.0/24 --confirm 60s && sleep 10 && guard confirm")]
+    Confirm,
+
+    /// Take back the change that is on trial
+    Rollback,
+
+    /// Show who changed what, one change a line, newest last
+    ///
+    /// Command lines are what the asking process claims of itself. Works without a daemon.
+    #[command(after_long_help = "\
+Examples:
+  guard history --since 7d
+  guard history --json | tail -n 1")]
+    History {
+        /// Only changes of the last so much time, such as 1h
+        #[arg(long, value_name = "TIME")]
+        since: Option<String>,
+    },
 
     /// Print completions for a shell
     #[command(after_long_help = "\
@@ -168,7 +198,9 @@ const SOURCES: &str = "\
 SRC is one of:
   192.0.2.7, 2001:db8::7                   an address
   192.0.2.0/24, 2001:db8::/32              a prefix
-  @/etc/guard/office.txt                   a file of prefixes, one a line
+  host.example.org                         a DNS name, kept resolved by the daemon (allow only)
+  @/etc/guard/office.txt                   a file of prefixes, one a line; taken when it changes
+  country:FR                               a country's networks, from the MMDB files below [enrich]
   lan                                      the private and link-local networks of this machine
   lan6                                     the same, and its global IPv6 networks
   if:tailscale0                            everyone who comes by this interface (allow only)
@@ -177,7 +209,8 @@ Examples:
   guard allow 192.0.2.7 --for 2h --comment \"a visitor\"
   guard allow lan --port 11434
   guard allow 100.64.0.0/10 --via tailscale0
-  guard deny 192.0.2.66";
+  guard deny 192.0.2.66
+  guard deny 10.0.0.0/8 --confirm 60s      goes back by itself unless guard confirm is run in time";
 
 #[derive(Debug, Args)]
 pub struct RunArgs {
@@ -235,6 +268,10 @@ pub struct RuleArgs {
     #[arg(long = "for", value_name = "TIME")]
     pub span: Option<String>,
 
+    /// Go back by itself after this time (5s to 1h), unless `guard confirm` is run
+    #[arg(long, value_name = "TIME")]
+    pub confirm: Option<String>,
+
     /// A note that is shown with the rule
     #[arg(long, value_name = "TEXT")]
     pub comment: Option<String>,
@@ -279,6 +316,9 @@ mod tests {
                 "explain",
                 "check",
                 "reload",
+                "confirm",
+                "rollback",
+                "history",
                 "completions",
             ]
         );
@@ -296,6 +336,11 @@ mod tests {
             "guard observe",
             "guard observe --for 10m",
             "guard events --follow --since 1h",
+            "guard deny 192.0.2.7 --confirm 60s",
+            "guard reload --confirm 60s",
+            "guard confirm",
+            "guard rollback",
+            "guard history --since 7d --json",
             "guard explain 203.0.113.9 11434",
             "guard check /tmp/guard.toml",
             "guard completions bash",

@@ -30,7 +30,7 @@ pub const DEFAULT_PATH: &str = "/etc/guard/guard.toml";
 pub const DEFAULT_PORT: GuardedPort = GuardedPort { protocol: Protocol::Tcp, number: 11434 };
 
 /// No sensible configuration is larger: long lists of prefixes stand in files of their own.
-const MAX_BYTES: u64 = 1 << 20;
+pub(crate) const MAX_BYTES: u64 = 1 << 20;
 
 /// Errors that are reported at once.
 const MAX_ERRORS: usize = 20;
@@ -51,6 +51,14 @@ pub struct Config {
     /// The file's rules, one for each source: `f1`, `f2`, … in their order.
     pub rules: Vec<Rule>,
     pub paths: Paths,
+    pub enrich: Enrich,
+}
+
+/// Where facts about addresses come from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Enrich {
+    /// Local MMDB files: the networks of countries.
+    pub mmdb: Vec<PathBuf>,
 }
 
 /// Where packets are dropped early. It never narrows what is guarded.
@@ -136,6 +144,7 @@ impl Default for Config {
             reject: false,
             rules: Vec::new(),
             paths: Paths::default(),
+            enrich: Enrich::default(),
         }
     }
 }
@@ -374,10 +383,18 @@ impl Config {
     /// # Errors
     /// When the file can't be read or anything in it is wrong.
     pub fn load(path: &Path, explicit: bool) -> Result<Self, ConfigErrors> {
+        Self::parse(&Self::text(path, explicit)?, path)
+    }
+
+    /// The text of a file. One that is absent is empty, unless it was named `explicit`ly.
+    ///
+    /// # Errors
+    /// When the file can't be read or is no text.
+    pub fn text(path: &Path, explicit: bool) -> Result<String, ConfigErrors> {
         let bytes = match bounded_file::read(path, MAX_BYTES) {
             Ok(bytes) => bytes,
             Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::NotFound && !explicit => {
-                return Ok(Self::default());
+                return Ok(String::new());
             }
             Err(error) => {
                 let (what, fix) = match &error {
@@ -398,15 +415,14 @@ impl Config {
                 return Err(ConfigErrors::whole_file(path, what, fix));
             }
         };
-        let text = String::from_utf8(bytes).map_err(|error| {
+        String::from_utf8(bytes).map_err(|error| {
             let what = "the file is not UTF-8 from here on".to_owned();
             let mut errors = ConfigErrors::whole_file(path, what, "Save it as UTF-8.");
             let valid = error.utf8_error().valid_up_to();
             let text = String::from_utf8_lossy(error.as_bytes());
             errors.errors[0].position = Some(Places::new(&text).of(valid));
             errors
-        })?;
-        Self::parse(&text, path)
+        })
     }
 
     /// Reads the text of a file; `path` is for messages and the origin of rules.

@@ -8,7 +8,10 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::rule::{Action, Origin, RuleId};
+use crate::{
+    history::{History, Requester},
+    rule::{Action, Origin, RuleId},
+};
 
 /// Why a request was not carried out. The policy in force is as it was before.
 #[derive(Clone, Debug, thiserror::Error, Serialize, Deserialize)]
@@ -79,6 +82,9 @@ pub struct AddRules {
     /// Confirms what would otherwise be refused with [`FailureKind::NeedsConfirmation`].
     #[serde(default)]
     pub yes: bool,
+    /// The rules are on trial for so many seconds, see [`Control::confirm`].
+    #[serde(rename = "confirm", default, skip_serializing_if = "Option::is_none")]
+    pub confirm_seconds: Option<u64>,
 }
 
 /// Asks to remove rules. Body of `DELETE /v1/rules`.
@@ -97,6 +103,15 @@ pub struct SetMode {
     /// For `observe`: when dropping resumes; never by itself where it is absent.
     #[serde(rename = "for", default, skip_serializing_if = "Option::is_none")]
     pub for_seconds: Option<u64>,
+}
+
+/// Asks to read the configuration again. Body of `POST /v1/reload`, which may be empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reload {
+    /// The configuration is on trial for so many seconds, see [`Control::confirm`].
+    #[serde(rename = "confirm", default, skip_serializing_if = "Option::is_none")]
+    pub confirm_seconds: Option<u64>,
 }
 
 /// Asks what would happen. Body of `POST /v1/explain`.
@@ -138,6 +153,29 @@ pub struct RuleView {
     /// Wider than /8 (IPv4) or /16 (IPv6), or everyone by an interface.
     #[serde(default)]
     pub wide: bool,
+    /// For a file, a country and a DNS name: when it was last refreshed.
+    #[serde(default)]
+    pub refresh: Option<Refresh>,
+}
+
+/// When what a source stands for was last found out, and what is wrong with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refresh {
+    /// When it was last taken; `None` where it never was.
+    pub at: Option<Timestamp>,
+    /// When a name is asked for again. Files are read when they change.
+    pub next: Option<Timestamp>,
+    /// Why what it stands for was not taken since, in one sentence; what was taken before holds.
+    pub error: Option<String>,
+}
+
+/// A file, a country or a DNS name that rules have as their source.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceStatus {
+    pub source: String,
+    pub prefixes: usize,
+    #[serde(flatten)]
+    pub refresh: Refresh,
 }
 
 /// What a change came to.
@@ -149,6 +187,18 @@ pub struct Change {
     pub rules: Vec<RuleView>,
     /// Sentences worth knowing.
     pub notes: Vec<String>,
+    /// It is rolled back unless it is confirmed in time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trial: Option<TrialView>,
+}
+
+/// A change on trial.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrialView {
+    /// The command that began it.
+    pub what: String,
+    /// When it is rolled back unless it is confirmed.
+    pub until: Timestamp,
 }
 
 /// How much of the promise is in force.
@@ -165,12 +215,54 @@ pub enum Enforcement {
     None,
 }
 
+/// A part of what guard promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Layer {
+    /// The tables that every hook asks, and the ports in them.
+    Policy,
+    /// The hooks by which packets come in.
+    Interfaces,
+    /// The hooks by which they leave for guests.
+    Edge,
+    /// The backstop at the sockets.
+    Sockets,
+    /// What makes enforcement outlive the daemon.
+    Pins,
+}
+
+impl Layer {
+    pub const ALL: [Self; 5] =
+        [Self::Policy, Self::Interfaces, Self::Edge, Self::Sockets, Self::Pins];
+
+    /// As JSON and metrics have it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Policy => "policy",
+            Self::Interfaces => "interfaces",
+            Self::Edge => "edge",
+            Self::Sockets => "sockets",
+            Self::Pins => "pins",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerStatus {
+    pub layer: Layer,
+    pub enforced: bool,
+}
+
 /// `guard status`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     pub enforcement: Enforcement,
     /// What is missing, one sentence each.
     pub missing: Vec<String>,
+    /// Whether each part of the promise is in force whole.
+    #[serde(default)]
+    pub layers: Vec<LayerStatus>,
     pub mode: Mode,
     /// In observe: when dropping resumes.
     pub observe_until: Option<Timestamp>,
@@ -178,6 +270,9 @@ pub struct Status {
     /// What the table of sources takes of the kernel's memory, in bytes.
     #[serde(default)]
     pub source_table_bytes: u64,
+    /// How full the kernel's tables are, where the asked process has filled them. A policy that needs more is refused.
+    #[serde(default)]
+    pub tables: Vec<TableUse>,
     /// The daemon's process id, when one is alive.
     pub daemon: Option<u32>,
     pub ports: Vec<String>,
@@ -194,9 +289,26 @@ pub struct Status {
     /// Rules that no packet can match at present, and why, one sentence each.
     #[serde(default)]
     pub idle_rules: Vec<String>,
+    /// The files, countries and DNS names that rules name, each once.
+    #[serde(default)]
+    pub sources: Vec<SourceStatus>,
     pub counters: Vec<CounterView>,
     pub events: EventTotals,
     pub version: String,
+    /// The change that is rolled back unless it is confirmed.
+    #[serde(default)]
+    pub trial: Option<TrialView>,
+    /// The configuration in force is not the file's: that was tried, and not confirmed. `guard reload` takes it.
+    #[serde(default)]
+    pub rolled_back: bool,
+}
+
+/// What the policy in force takes of one of the kernel's tables.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableUse {
+    pub table: String,
+    pub used: u64,
+    pub room: u64,
 }
 
 /// A port that a forwarder publishes and that leads to a guarded one, whose rules hold for it.
@@ -284,7 +396,8 @@ pub struct PlaceVerdict {
     pub by_interface: bool,
 }
 
-/// Everything that can be asked, by several at once.
+/// Everything that can be asked, by several at once. Every change is kept with who asked for it (`by`); a client leaves that
+/// to the daemon, which asks the kernel who the client is.
 pub trait Control {
     /// # Errors
     /// When neither pins nor state can be read.
@@ -296,15 +409,15 @@ pub trait Control {
 
     /// # Errors
     /// When a source, port or end is not well formed, needs confirmation, or the policy can't be put in force.
-    fn add_rules(&self, request: &AddRules) -> Result<Change, Failure>;
+    fn add_rules(&self, request: &AddRules, by: &Requester) -> Result<Change, Failure>;
 
     /// # Errors
     /// When a word names no rule, several, or one of the file; or the policy can't be put in force.
-    fn remove_rules(&self, request: &RemoveRules) -> Result<Change, Failure>;
+    fn remove_rules(&self, request: &RemoveRules, by: &Requester) -> Result<Change, Failure>;
 
     /// # Errors
     /// When the policy can't be put in force.
-    fn set_mode(&self, request: &SetMode) -> Result<Change, Failure>;
+    fn set_mode(&self, request: &SetMode, by: &Requester) -> Result<Change, Failure>;
 
     /// # Errors
     /// When nothing is loaded, or the port is not well formed.
@@ -314,11 +427,29 @@ pub trait Control {
     ///
     /// # Errors
     /// When any of them is bad; nothing has changed then.
-    fn reload(&self) -> Result<Change, Failure>;
+    fn reload(&self, request: &Reload, by: &Requester) -> Result<Change, Failure>;
 
     /// Lifts everything. Answers with one sentence for each thing lifted; a daemon ends afterwards.
     ///
     /// # Errors
     /// When something could not be lifted.
-    fn down(&self) -> Result<Vec<String>, Failure>;
+    fn down(&self, by: &Requester) -> Result<Vec<String>, Failure>;
+
+    /// Keeps the change that is on trial. Until then any other change but [`Control::rollback`] and [`Control::down`] is refused.
+    ///
+    /// # Errors
+    /// When none is, or it can't be kept.
+    fn confirm(&self, by: &Requester) -> Result<Change, Failure>;
+
+    /// Takes back the change that is on trial, as happens by itself when its time is over.
+    ///
+    /// # Errors
+    /// When none is, or it can't be taken back.
+    fn rollback(&self, by: &Requester) -> Result<Change, Failure>;
+
+    /// The changes of the last so many seconds, or all that are kept.
+    ///
+    /// # Errors
+    /// When they can't be read.
+    fn history(&self, since_seconds: Option<u64>) -> Result<History, Failure>;
 }

@@ -1,8 +1,9 @@
 //! `guard run`: puts the policy in force, then stays to follow changes, answer requests and report attempts. What it has put
 //! in force stays when it ends, in whatever way.
 
-use std::{collections::HashMap, io, sync::Arc, time::Duration};
+use std::{collections::HashMap, future::pending, io, path::PathBuf, sync::Arc, time::Duration};
 
+use futures::{Stream, stream};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     signal::unix::{SignalKind, signal},
@@ -14,11 +15,12 @@ use tokio::{
 use crate::{
     api,
     config::Config,
-    control::{Control, Failure},
-    engine::{self, Engine, Place},
+    control::{Control, Failure, Reload},
+    engine::{self, Engine, Followed, Place},
     events::{self, BootClock, Hub},
     follow,
-    host::{forwarders::Watch, netlink},
+    history::Requester,
+    host::{forwarders::Watch, netlink, resolver, watched::Watched},
     kernel::{KernelError, binds::Binds, lock::Lock, probe, ring::EventRing},
     output::{self, View},
     privileges, startup,
@@ -29,6 +31,9 @@ use crate::{
 /// Ends that are to come are looked for at least this often: they are in boot time, which goes on while the machine is suspended,
 /// and timers do not.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Before the next attempt to roll back what could not be.
+const TRY_AGAIN: Duration = Duration::from_secs(5);
 
 /// How often published ports are looked for where something may have changed: how long one may stay open.
 const LOOK_FOR_PUBLISHED: Duration = Duration::from_secs(1);
@@ -42,6 +47,21 @@ const LOOKS_AFTER_A_BIND: u32 = 30;
 
 /// How often published ports are looked for where nothing has been bound.
 const LOOK_ANYWAY: Duration = Duration::from_mins(1);
+
+/// How often guard looks whether what it has put in force is still there: how long what somebody takes off stays off.
+const LOOK_FOR_LAPSES: Duration = Duration::from_secs(2);
+
+/// How often files of sources are looked at where nothing tells that they have changed: on network file systems, or behind a link.
+const LOOK_AT_FILES: Duration = Duration::from_secs(15);
+
+/// How long a file that has just been written is left alone.
+const WHILE_WRITTEN: Duration = Duration::from_millis(300);
+
+/// How often one looks whether this host has other resolvers now.
+const LOOK_AT_RESOLVERS: Duration = Duration::from_secs(5);
+
+/// There is never less time between two rounds of asking for names.
+const BETWEEN_ROUNDS: Duration = Duration::from_millis(200);
 
 /// How long attempts gather once some have been read. The kernel wakes a reader that has read all there is
 /// (`bpf_ringbuf_commit` in `kernel/bpf/ringbuf.c`): in a flood that would be with each of them.
@@ -123,6 +143,7 @@ async fn serve(
     tasks.spawn(report_attempts(ring, hub));
     tasks.spawn(follow_network(engine.clone()));
     tasks.spawn(cut_at_ends(engine.clone()));
+    tasks.spawn(end_trials(engine.clone()));
     let binds = match binds {
         // SAFETY: they own their ring's descriptor, which is the same and open as long as they live.
         Some(binds) => unsafe { AsyncFd::register_with_interest(binds, Interest::READABLE) }
@@ -131,8 +152,10 @@ async fn serve(
         None => None,
     };
     tasks.spawn(follow_published(engine.clone(), binds));
+    tasks.spawn(follow_files(engine.clone()));
+    tasks.spawn(follow_names(engine.clone()));
     tasks.spawn(systemd::watch(engine.clone()));
-    tasks.spawn(reload_on_hangup(engine, signal(SignalKind::hangup()).map_err(cannot)?));
+    tasks.spawn(reload_on_hangup(engine.clone(), signal(SignalKind::hangup()).map_err(cannot)?));
 
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
@@ -144,6 +167,11 @@ async fn serve(
         _ = stopped.wait_for(|stopped| *stopped) => Ended::Lifted,
     };
     systemd::stopping();
+    if matches!(ended, Ended::Stopped)
+        && let Err(error) = spawn_blocking(move || engine.keep_time()).await
+    {
+        log::error!("{error}");
+    }
     stop.send_replace(true);
     // The API still sends the answer to what ended it; the others just end.
     let _ = tasks.join_next().await;
@@ -189,7 +217,7 @@ async fn follow_network(engine: Arc<Engine>) {
             match spawn_blocking(move || engine.follow_network()).await {
                 Ok(followed) => {
                     followed.news.iter().for_each(|news| log::info!("{news}"));
-                    followed.problems.iter().for_each(|problem| log::warn!("{problem}"));
+                    tell_of_problems(&followed);
                     followed.is_unfinished
                 }
                 Err(error) => {
@@ -199,7 +227,35 @@ async fn follow_network(engine: Arc<Engine>) {
             }
         }
     };
-    follow::follow(netlink::watch, look).await;
+    let open =
+        || netlink::watch().map(|changes| follow::changes_and(changes, lapses(engine.clone())));
+    follow::follow(open, look).await;
+}
+
+/// Yields when somebody may have taken off what guard has put in force: nothing tells of that.
+fn lapses(engine: Arc<Engine>) -> impl Stream<Item = ()> {
+    stream::unfold(engine, |engine| async {
+        loop {
+            sleep(LOOK_FOR_LAPSES).await;
+            let asked = engine.clone();
+            match spawn_blocking(move || asked.has_lapsed()).await {
+                Ok(true) => return Some(((), engine)),
+                Ok(false) => {}
+                Err(error) => log::error!("{error}"),
+            }
+        }
+    })
+}
+
+/// What should wake somebody.
+fn tell_of_problems(followed: &Followed) {
+    let Followed { lapses, missing, problems, news: _, is_unfinished: _ } = followed;
+    for what in lapses.iter().chain(problems) {
+        log::warn!("{what}");
+    }
+    for what in missing {
+        log::warn!("not in force: {what}");
+    }
 }
 
 /// Ends connections when what let them in has ended in the kernel: an allow, or the time of observing.
@@ -221,6 +277,33 @@ async fn cut_at_ends(engine: Arc<Engine>) {
             Ok(Err(failure)) => log::error!("{failure}"),
             Err(error) => log::error!("{error}"),
         }
+        tokio::select! {
+            () = sleep(pause.unwrap_or_default()), if pause.is_some() => {}
+            changed = policies.changed() => if changed.is_err() {
+                return;
+            },
+        }
+    }
+}
+
+/// Rolls back what was on trial when its time is over.
+async fn end_trials(engine: Arc<Engine>) {
+    let mut policies = engine.policies();
+    loop {
+        let asked = engine.clone();
+        let pause = match spawn_blocking(move || asked.end_trial()).await {
+            Ok(Ok(left_ns)) => {
+                left_ns.map(|left_ns| LONGEST_PAUSE.min(Duration::from_nanos(left_ns)))
+            }
+            Ok(Err(failure)) => {
+                log::error!("what was on trial could not be rolled back: {failure}");
+                Some(TRY_AGAIN)
+            }
+            Err(error) => {
+                log::error!("{error}");
+                Some(TRY_AGAIN)
+            }
+        };
         tokio::select! {
             () = sleep(pause.unwrap_or_default()), if pause.is_some() => {}
             changed = policies.changed() => if changed.is_err() {
@@ -294,15 +377,123 @@ fn look_for_published(watch: &mut Watch, engine: &Engine) -> Result<Vec<String>,
         return Ok(Vec::new());
     }
     let followed = engine.follow_network();
-    followed.problems.iter().for_each(|problem| log::warn!("{problem}"));
+    tell_of_problems(&followed);
     Ok(followed.news)
+}
+
+/// Takes the files of sources and countries when they change. Where nothing tells of that, they are looked at from time to time.
+async fn follow_files(engine: Arc<Engine>) {
+    let mut policies = engine.policies();
+    let mut watched: Option<AsyncFd<Watched>> = None;
+    loop {
+        let looked = engine.clone();
+        let is_unfinished = follow_sources(move || looked.follow_files()).await;
+        let directories = engine.file_directories();
+        if directories.is_empty() {
+            watched = None;
+            if policies.changed().await.is_err() {
+                return;
+            }
+            continue;
+        }
+        match &watched {
+            Some(watched) => watched.get_ref().watch(&directories),
+            None => watched = open_watched(&directories),
+        }
+        let pause = if is_unfinished { WHILE_WRITTEN } else { LOOK_AT_FILES };
+        tokio::select! {
+            () = sleep(pause) => {}
+            () = next_write(watched.as_ref()), if !is_unfinished => sleep(WHILE_WRITTEN).await,
+            changed = policies.changed(), if !is_unfinished => if changed.is_err() {
+                return;
+            },
+        }
+    }
+}
+
+fn open_watched(directories: &[PathBuf]) -> Option<AsyncFd<Watched>> {
+    let opened = Watched::open(directories).and_then(|watched| {
+        // SAFETY: it owns its descriptor, which is the same and open as long as it lives.
+        let registered = unsafe { AsyncFd::register_with_interest(watched, Interest::READABLE) };
+        registered.map_err(io::Error::from)
+    });
+    opened
+        .inspect_err(|error| {
+            log::info!(
+                "files of sources are looked at every {} seconds: {error}",
+                LOOK_AT_FILES.as_secs()
+            );
+        })
+        .ok()
+}
+
+/// Until something has changed in a watched directory since this was last asked.
+async fn next_write(watched: Option<&AsyncFd<Watched>>) {
+    let Some(watched) = watched else { return pending().await };
+    match watched.readable().await {
+        Ok(mut ready) => {
+            ready.get_inner().forget();
+            ready.clear_ready();
+        }
+        Err(_) => pending().await,
+    }
+}
+
+/// Keeps names resolved: each is asked for again when its answer is over, and all when the host has other resolvers.
+async fn follow_names(engine: Arc<Engine>) {
+    let mut policies = engine.policies();
+    let mut resolvers = resolver::stamp();
+    loop {
+        let Some(due_in) = engine.next_name_in() else {
+            if policies.changed().await.is_err() {
+                return;
+            }
+            continue;
+        };
+        let now = resolver::stamp();
+        if now != resolvers {
+            resolvers = now;
+            let asking = engine.clone();
+            if let Err(error) = spawn_blocking(move || asking.ask_names_now()).await {
+                log::error!("{error}");
+            }
+        } else if due_in.is_zero() {
+            let asking = engine.clone();
+            follow_sources(move || asking.follow_names()).await;
+            // Whatever went wrong, others get their turn.
+            sleep(BETWEEN_ROUNDS).await;
+        } else {
+            tokio::select! {
+                () = sleep(due_in.min(LOOK_AT_RESOLVERS)) => {}
+                changed = policies.changed() => if changed.is_err() {
+                    return;
+                },
+            }
+        }
+    }
+}
+
+/// Says what has become of sources. Returns whether there is more to do.
+async fn follow_sources(follow: impl FnOnce() -> Followed + Send + 'static) -> bool {
+    match spawn_blocking(follow).await {
+        Ok(followed) => {
+            followed.news.iter().for_each(|news| log::info!("{news}"));
+            tell_of_problems(&followed);
+            followed.is_unfinished
+        }
+        Err(error) => {
+            log::error!("{error}");
+            false
+        }
+    }
 }
 
 async fn reload_on_hangup(engine: Arc<Engine>, mut hangup: tokio::signal::unix::Signal) {
     while hangup.recv().await.is_some() {
         systemd::reloading();
         let engine = engine.clone();
-        match spawn_blocking(move || engine.reload()).await {
+        match spawn_blocking(move || engine.reload(&Reload::default(), &Requester::signal())).await
+        {
             Ok(Ok(change)) => {
                 log::info!("reloaded: {} rules", change.rules.len());
                 change.notes.iter().for_each(|note| log::info!("{note}"));

@@ -4,6 +4,7 @@
 //! changed copy of the rules is compiled, put in force, and only then kept. Changes wait for each other; questions are answered
 //! meanwhile, and wait only for what is compiled to be put in force.
 
+mod changing;
 mod core;
 mod coverage;
 mod cutting;
@@ -11,6 +12,7 @@ mod drivers;
 mod facts;
 mod ladder;
 mod settings;
+mod sources;
 mod start;
 mod status;
 
@@ -18,23 +20,32 @@ use std::{
     mem,
     path::PathBuf,
     sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use jiff::Timestamp;
 use tokio::sync::watch;
 
-use self::core::{Basis, Core, Planned};
+use self::core::{Core, Planned};
 pub use self::cutting::Ended;
 use crate::{
     control::{
-        AddRules, Change, Control, Explain, Explanation, Failure, Mode, RemoveRules, RuleView,
-        SetMode, Status,
+        AddRules, Change, Control, Explain, Explanation, Failure, Layer, Mode, Reload, RemoveRules,
+        RuleView, SetMode, Status,
     },
-    engine::facts::Facts,
-    kernel::{KernelError, binds::Binds, pins::Pins},
+    engine::{facts::Facts, status::Missing},
+    history::{self, Asked, History, Kind, Requester},
+    host::bpffs,
+    kernel::{
+        KernelError,
+        binds::Binds,
+        keep::{Kept, Lapse},
+        pins::Pins,
+    },
     output, policy,
     startup::Startup,
-    state::RunFlags,
+    state::{RunFlags, State},
+    trial::{self, Trial},
 };
 
 /// Which configuration an engine works from.
@@ -51,12 +62,19 @@ pub struct Followed {
     pub news: Vec<String>,
     /// What did not work, and was not told before.
     pub problems: Vec<String>,
+    /// What is not in force as it should be, and was when it was last looked at.
+    pub missing: Vec<String>,
+    /// What somebody has taken off, and what has become of it.
+    pub lapses: Vec<String>,
     /// There is more to do than could be done while others wait: it is to be called again soon.
     pub is_unfinished: bool,
 }
 
 /// How long each part of covering interfaces may keep other changes waiting.
 const SLICE: Duration = Duration::from_millis(400);
+
+/// How often the time is kept while there is something that ends.
+const KEEP_TIME: Duration = Duration::from_hours(1);
 
 /// How many problems are remembered while there is more to do.
 const MOST_TOLD: usize = 1_000;
@@ -69,6 +87,12 @@ struct Following {
     refusals: coverage::Refusals,
     /// How many hooks there were then.
     hooks: usize,
+    /// What was missing then.
+    missing: Vec<Missing>,
+    /// When the time was last kept.
+    time_kept: Option<Instant>,
+    /// When the answers for names were last kept in their file.
+    names_kept: Option<Instant>,
 }
 
 /// Loading programs, and reading files and compiling what they hold, takes far more memory than what is kept of it.
@@ -88,6 +112,8 @@ pub struct Engine {
     core: RwLock<Core>,
     /// Held while the programs are asked: there is one place for their answers (`EXPLAINED`).
     oracle: Mutex<()>,
+    /// What was in force after the last look, where this is the daemon's engine.
+    kept: Mutex<Option<Kept>>,
 }
 
 impl Engine {
@@ -100,6 +126,7 @@ impl Engine {
             changes: Mutex::default(),
             core: RwLock::new(Core::open(place)?),
             oracle: Mutex::default(),
+            kept: Mutex::default(),
         })
     }
 
@@ -112,9 +139,13 @@ impl Engine {
     pub fn start(&mut self, flags: RunFlags, yes: bool) -> Result<Startup, Failure> {
         let core = self.core.get_mut().unwrap_or_else(PoisonError::into_inner);
         let following = self.changes.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let (startup, problems) = core.start(flags, yes)?;
+        let asked = Asked::start(&flags, &Requester::this_process());
+        let (startup, problems) = core.start(flags, yes, &asked)?;
         following.told = problems;
         following.hooks = core.hooks_in_place()?;
+        let facts = Facts::gather(&core.settings.config)?;
+        following.missing = core.missing(&facts)?;
+        self.kept = Mutex::new(Some(Kept::now(&core.pins, &facts.seen)?));
         Ok(startup)
     }
 
@@ -170,25 +201,23 @@ impl Engine {
         if self.core().maps.is_none() {
             return followed;
         }
+        self.follow_clock();
+        if following.time_kept.is_none_or(|kept| kept.elapsed() >= KEEP_TIME) {
+            following.time_kept = Some(Instant::now());
+            if self.core().state.has_ends() {
+                self.core_to_change().keep_time();
+            }
+        }
+        let lapses = self.mend_pins(&mut followed);
         let gathered = Facts::gather(&self.core().settings.config);
         match gathered {
             Ok(facts) => {
-                followed.problems.extend(facts.published.as_ref().err().cloned());
-                if let Err(failure) = self.core().mend_sockets() {
-                    followed.problems.push(format!("the backstop is missing: {failure}"));
-                }
-                match self.follow_addresses(&facts) {
-                    Ok(news) => followed.news.extend(news),
-                    Err(failure) => {
-                        followed
-                            .problems
-                            .push(format!("own addresses are not followed: {failure}"));
-                    }
-                }
-                if let Err(failure) =
-                    self.core().follow_interfaces(&facts, &mut following, &mut followed)
+                self.mend(&facts, &mut following, &mut followed);
+                if !followed.is_unfinished
+                    && let Err(failure) =
+                        self.take_stock(facts, &lapses, &mut following, &mut followed)
                 {
-                    followed.problems.push(format!("interfaces are not covered: {failure}"));
+                    followed.problems.push(format!("what is in force is not known: {failure}"));
                 }
             }
             Err(failure) => followed.problems.push(failure.to_string()),
@@ -204,14 +233,171 @@ impl Engine {
         followed
     }
 
+    /// Whether somebody may have taken off what was in force after the last look: asked often, so that it is back soon.
+    #[must_use]
+    pub fn has_lapsed(&self) -> bool {
+        self.kept().as_ref().is_some_and(Kept::has_lapsed)
+    }
+
+    /// Says what somebody has taken off, and makes the pins anew, by which the programs are found.
+    fn mend_pins(&self, followed: &mut Followed) -> Vec<Lapse> {
+        let kept = self.kept();
+        let Some(kept) = kept.as_ref() else { return Vec::new() };
+        let lapses = kept.lapses();
+        if lapses.contains(&Lapse::Pins) {
+            // There may be no bpffs any more.
+            let pins = &self.core().settings.config.paths.pins;
+            if let Err(error) = bpffs::locate(pins) {
+                followed.problems.push(format!("guard's pins can't be made anew: {error}"));
+            } else if let Err(error) = kept.restore_pins() {
+                followed.problems.push(format!("guard's pins can't be made anew: {error}"));
+            }
+        }
+        lapses
+    }
+
+    fn mend(&self, facts: &Facts, following: &mut Following, followed: &mut Followed) {
+        followed.problems.extend(facts.published.as_ref().err().cloned());
+        if let Err(failure) = self.core().mend_sockets() {
+            followed.problems.push(format!("the backstop can't be attached: {failure}"));
+        }
+        match self.follow_addresses(facts) {
+            Ok(news) => followed.news.extend(news),
+            Err(failure) => {
+                followed.problems.push(format!("own addresses are not followed: {failure}"));
+            }
+        }
+        if let Err(failure) = self.core().follow_interfaces(facts, following, followed) {
+            followed.problems.push(format!("interfaces are not covered: {failure}"));
+        }
+    }
+
+    /// Finds out what is in force after a look, and says what of it has changed. `facts` are those from before it.
+    fn take_stock(
+        &self,
+        mut facts: Facts,
+        lapses: &[Lapse],
+        following: &mut Following,
+        followed: &mut Followed,
+    ) -> Result<(), Failure> {
+        let core = self.core();
+        let mut missing = core.missing(&facts)?;
+        if !missing.is_empty() {
+            // What they tell may have been put right since.
+            facts = Facts::gather(&core.settings.config)?;
+            missing = core.missing(&facts)?;
+        }
+        let is_new = |one: &&Missing| !following.missing.contains(one);
+        let new: Vec<_> = missing.iter().filter(is_new).collect();
+        followed.missing.extend(new.iter().map(|one| one.what.clone()));
+        followed.lapses.extend(lapses.iter().filter_map(|lapse| told(*lapse, &facts, &new)));
+        let is_over = |one: &&Missing| !missing.contains(one);
+        let over = following.missing.iter().filter(is_over);
+        followed.news.extend(over.map(|one| format!("no longer so: {}", one.what)));
+        following.missing = missing;
+        *self.kept() = Some(Kept::now(&core.pins, &facts.seen)?);
+        Ok(())
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Option<Kept>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Rolls back the trial that is over, and says how long the one that is open lasts from now, in nanoseconds; `None` where none
+    /// is.
+    ///
+    /// # Errors
+    /// When it can't be rolled back; it stays open then, and whatever of it the kernel ends has ended.
+    pub fn end_trial(&self) -> Result<Option<u64>, Failure> {
+        let left_ns = self.core().trial_left_ns();
+        match left_ns {
+            None => Ok(None),
+            Some(0) => {
+                let mut following = self.begin_change()?;
+                self.settle_trial(&mut following)?;
+                Ok(self.core().trial_left_ns())
+            }
+            Some(_) => Ok(left_ns),
+        }
+    }
+
+    /// Rolls back the trial that is over, if one is.
+    fn settle_trial(&self, following: &mut Following) -> Result<(), Failure> {
+        if self.read()?.trial_left_ns() != Some(0) {
+            return Ok(());
+        }
+        let what = self.read()?.state.trial.as_ref().map(|trial| trial.what.clone());
+        let what = format!("not confirmed: {}", what.unwrap_or_default());
+        let asked = Asked::new(Kind::Rollback, &what, &Requester::itself());
+        let change = self.roll_back(following, &asked)?;
+        log::warn!("rolled back, {}", output::text::escaped(&what));
+        change.notes.iter().for_each(|note| log::info!("{}", output::text::escaped(note)));
+        Ok(())
+    }
+
+    /// For a change that no trial is to be mixed up with: takes back one that is over, and is refused while one is open.
+    fn begin_change_without_trial(&self) -> Result<MutexGuard<'_, Following>, Failure> {
+        let mut following = self.begin_change()?;
+        self.settle_trial(&mut following)?;
+        let core = self.read()?;
+        match (&core.state.trial, core.trial_left_ns()) {
+            (Some(trial), Some(left_ns)) => Err(trial.refusal(left_ns)),
+            _ => Ok(following),
+        }
+    }
+
+    fn roll_back(&self, following: &mut Following, asked: &Asked) -> Result<Change, Failure> {
+        let (planned, trial) = self.read()?.plan_rollback()?;
+        let generation = self.carry_out(planned, asked)?;
+        let mut notes = Vec::new();
+        if trial.is_of_configuration() {
+            notes.push(format!(
+                "the configuration in force is not that of {}: `guard reload` takes it",
+                self.read()?.place.config.display()
+            ));
+            // The old policy is in force whatever becomes of the rest, which following the network mends.
+            if generation.is_some() {
+                notes.extend(
+                    self.apply_settings(following)
+                        .unwrap_or_else(|failure| vec![failure.to_string()]),
+                );
+            }
+        }
+        Ok(self.read()?.changed(generation, Vec::new(), notes))
+    }
+
+    /// Reserves ports and covers interfaces as new settings say. Returns what did not work.
+    fn apply_settings(&self, following: &mut Following) -> Result<Vec<String>, Failure> {
+        let mut notes: Vec<String> = self.write()?.reserve_ports()?.into_iter().collect();
+        let core = self.read()?;
+        let facts = Facts::gather(&core.settings.config)?;
+        following.refusals.clear();
+        if let Err(failure) = core.mend_sockets() {
+            notes.push(format!("the backstop can't be attached: {failure}"));
+        }
+        notes.extend(coverage::cover(&core.pins, &core.settings.config, &facts)?);
+        if core.is_daemon {
+            let facts = Facts::gather(&core.settings.config)?;
+            *self.kept() = Some(Kept::now(&core.pins, &facts.seen)?);
+        }
+        Ok(notes)
+    }
+
     /// Returns what is worth a line in the log: ports newly published or no longer, and the connections that were cut.
     fn follow_addresses(&self, facts: &Facts) -> Result<Vec<String>, Failure> {
         let planned = self.core().plan_following(facts)?;
         let Some((ready, mut news)) = planned else {
             return Ok(Vec::new());
         };
+        let asked = (!news.is_empty())
+            .then(|| Asked::new(Kind::Published, &news.join("; "), &Requester::itself()));
+        let before = self.core().standing()?;
         let generation = self.core_to_change().put(ready)?;
         log::debug!("generation {generation:?} follows the network");
+        if let Some(asked) = asked {
+            let core = self.core();
+            core.record(&asked, &before, core.standing());
+        }
         news.extend(cutting::notes(&self.core().cut()));
         Ok(news)
     }
@@ -236,13 +422,48 @@ impl Engine {
     }
 
     fn begin_change(&self) -> Result<MutexGuard<'_, Following>, Failure> {
-        self.changes.lock().map_err(|_| Failure::panicked())
+        let following = self.changes.lock().map_err(|_| Failure::panicked())?;
+        self.follow_clock();
+        Ok(following)
+    }
+
+    /// To be called within a change, before anything is made of the time.
+    fn follow_clock(&self) {
+        let is_set = {
+            let core = self.core();
+            core.state.clock_step(&core.clock()).is_some()
+        };
+        if is_set {
+            self.core_to_change().follow_clock();
+        }
+    }
+
+    /// Keeps the time in the state, for the next start.
+    pub fn keep_time(&self) {
+        let _change = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        self.core_to_change().keep_time();
     }
 
     /// Puts in force what was planned in this change.
-    fn carry_out(&self, planned: Planned) -> Result<Option<u64>, Failure> {
-        self.write()?.carry_out(planned)
+    fn carry_out(&self, planned: Planned, asked: &Asked) -> Result<Option<u64>, Failure> {
+        self.write()?.carry_out(planned, asked)
     }
+}
+
+/// What has become of something that somebody took off; nothing where its interface has gone. `missing` is what is since then.
+fn told(lapse: Lapse, facts: &Facts, missing: &[&Missing]) -> Option<String> {
+    let (what, layer) = match lapse {
+        Lapse::Interface { ifindex, hook } => {
+            let interface = facts.interfaces.iter().find(|it| it.index == ifindex)?;
+            let layer = if interface.is_edge() { Layer::Edge } else { Layer::Interfaces };
+            (format!("somebody has taken guard's program off {} ({hook})", interface.name), layer)
+        }
+        Lapse::Backstop => ("somebody has taken off the backstop".to_owned(), Layer::Sockets),
+        Lapse::Pins => ("somebody has removed pins of guard's".to_owned(), Layer::Pins),
+    };
+    // What is missing now has a line of its own, which names the command.
+    let is_back = missing.iter().all(|missing| missing.layer != layer);
+    Some(if is_back { format!("{what}: put back") } else { what })
 }
 
 impl Control for Engine {
@@ -254,27 +475,35 @@ impl Control for Engine {
         self.read()?.rules()
     }
 
-    fn add_rules(&self, request: &AddRules) -> Result<Change, Failure> {
-        let _change = self.begin_change()?;
+    fn add_rules(&self, request: &AddRules, by: &Requester) -> Result<Change, Failure> {
+        // Before anything else waits for it.
+        let answers = sources::ask(request);
+        let mut following = self.begin_change_without_trial()?;
         let (planned, added) = {
             let core = self.read()?;
+            if request.confirm_seconds.is_some() {
+                core.refuse_nothing_to_try()?;
+            }
             let mut state = core.state.clone();
             let policy = core.policy()?;
             let added = policy::add(&policy, request, &mut state, &core.clock())?;
-            (core.plan(core.settings.clone(), state, core.basis()?)?, added)
+            let basis = core.basis()?.with_answers(answers.clone());
+            (core.plan(core.settings.clone(), state, basis)?, added)
         };
-        let generation = self.carry_out(planned)?;
+        let generation = self.carry_out(planned, &Asked::add(request, by))?;
         let core = self.read()?;
+        following.keep_names(&core, !answers.is_empty());
         let all = core.rules()?;
         let rules: Vec<RuleView> =
             all.into_iter().filter(|rule| added.ids.contains(&rule.id)).collect();
         let mut notes = added.notes;
+        notes.extend(sources::notes(&core, &answers));
         notes.extend(rules.iter().filter_map(output::idle));
         Ok(core.changed(generation, rules, notes))
     }
 
-    fn remove_rules(&self, request: &RemoveRules) -> Result<Change, Failure> {
-        let _change = self.begin_change()?;
+    fn remove_rules(&self, request: &RemoveRules, by: &Requester) -> Result<Change, Failure> {
+        let _change = self.begin_change_without_trial()?;
         let (planned, removed) = {
             let core = self.read()?;
             let mut state = core.state.clone();
@@ -285,20 +514,18 @@ impl Control for Engine {
                 all.into_iter().filter(|rule| removed.contains(&rule.id)).collect();
             (core.plan(core.settings.clone(), state, core.basis()?)?, rules)
         };
-        let generation = self.carry_out(planned)?;
+        let generation = self.carry_out(planned, &Asked::remove(request, by))?;
         Ok(self.read()?.changed(generation, removed, Vec::new()))
     }
 
-    fn set_mode(&self, request: &SetMode) -> Result<Change, Failure> {
-        let _change = self.begin_change()?;
+    fn set_mode(&self, request: &SetMode, by: &Requester) -> Result<Change, Failure> {
+        let _change = self.begin_change_without_trial()?;
         let planned = {
             let core = self.read()?;
             let mut state = core.state.clone();
             state.mode = Some(request.mode);
             state.observe_until = match (request.mode, request.for_seconds) {
-                (Mode::Observe, Some(seconds)) => {
-                    Some(policy::end_after(core.clock().wall, seconds)?)
-                }
+                (Mode::Observe, Some(seconds)) => Some(policy::end_after(&core.clock(), seconds)?),
                 (Mode::Observe | Mode::Enforce, None) => None,
                 (Mode::Enforce, Some(_)) => {
                     return Err(Failure::bad_request(
@@ -309,7 +536,7 @@ impl Control for Engine {
             };
             core.plan(core.settings.clone(), state, core.basis()?)?
         };
-        let generation = self.carry_out(planned)?;
+        let generation = self.carry_out(planned, &Asked::mode(request, by))?;
         Ok(self.read()?.changed(generation, Vec::new(), Vec::new()))
     }
 
@@ -320,34 +547,82 @@ impl Control for Engine {
         core.explain(request)
     }
 
-    fn reload(&self) -> Result<Change, Failure> {
-        let mut following = self.begin_change()?;
+    fn reload(&self, request: &Reload, by: &Requester) -> Result<Change, Failure> {
+        let mut following = self.begin_change_without_trial()?;
+        let asked = Asked::reload(request, by);
         let planned = {
             let core = self.read()?;
             let settings = core.settings.reload(&core.place, &core.state.run)?;
-            let planned = core.plan(settings, core.state.clone(), Basis::anew())?;
+            let trial = request
+                .confirm_seconds
+                .map(|seconds| core.reload_on_trial(seconds, &asked.command))
+                .transpose()?;
+            let state = State { trial, rolled_back: false, ..core.state.clone() };
+            let planned = core.plan(settings, state, core.anew())?;
             core.refuse_to_cut_sessions(&planned)?;
             planned
         };
-        let generation = self.carry_out(planned)?;
+        let generation = self.carry_out(planned, &asked)?;
         give_memory_back();
         let mut notes = Vec::new();
         if generation.is_some() {
-            notes.extend(self.write()?.reserve_ports()?);
-            let core = self.read()?;
-            let facts = Facts::gather(&core.settings.config)?;
-            following.refusals.clear();
-            notes.extend(coverage::cover(&core.pins, &core.settings.config, &facts)?);
+            notes.extend(self.apply_settings(&mut following)?);
         }
         let core = self.read()?;
+        if core.state.trial.is_none() {
+            trial::forget(&core.settings.config.paths.state);
+        }
         let rules = core.rules()?;
         notes.extend(rules.iter().filter_map(output::idle));
         Ok(core.changed(generation, rules, notes))
     }
 
-    fn down(&self) -> Result<Vec<String>, Failure> {
+    fn down(&self, by: &Requester) -> Result<Vec<String>, Failure> {
         let _change = self.begin_change()?;
-        self.write()?.down()
+        *self.kept() = None;
+        self.write()?.down(&Asked::new(Kind::Down, "down", by))
+    }
+
+    fn confirm(&self, by: &Requester) -> Result<Change, Failure> {
+        let mut following = self.begin_change()?;
+        let over = self.read()?.state.trial.as_ref().map(Trial::view);
+        self.settle_trial(&mut following)?;
+        let core = self.read()?;
+        let mut state = core.state.clone();
+        let Some(confirmed) = policy::confirm(&mut state, &core.clock()) else {
+            return Err(over.map_or_else(trial::none_is_open, |over| {
+                Failure::failed(
+                    format!("too late: this was rolled back, its time was over: {}", over.what),
+                    "Make the change again.",
+                )
+            }));
+        };
+        let planned = core.plan(core.settings.clone(), state, core.basis()?)?;
+        drop(core);
+        let generation = self.carry_out(planned, &Asked::new(Kind::Confirm, "confirm", by))?;
+        let core = self.read()?;
+        if !core.state.rolled_back {
+            trial::forget(&core.settings.config.paths.state);
+        }
+        let mut rules = core.rules()?;
+        rules.retain(|rule| confirmed.ids.contains(&rule.id));
+        Ok(core.changed(generation, rules, confirmed.notes))
+    }
+
+    fn rollback(&self, by: &Requester) -> Result<Change, Failure> {
+        let mut following = self.begin_change()?;
+        self.roll_back(&mut following, &Asked::new(Kind::Rollback, "rollback", by))
+    }
+
+    fn history(&self, since_seconds: Option<u64>) -> Result<History, Failure> {
+        let directory = self.read()?.settings.config.paths.state.clone();
+        let oldest = since_seconds.map(|it| history::seconds_before(Timestamp::now(), it));
+        history::read(&directory, oldest).map_err(|error| {
+            Failure::failed(
+                format!("the history in {} can't be read: {error}", directory.display()),
+                format!("Make {} a file that root can read, or move it away.", history::FILE_NAME),
+            )
+        })
     }
 }
 

@@ -1,8 +1,11 @@
 //! When to look at the network: after each burst of changes, and from time to time all the same.
 
-use std::{fmt::Display, time::Duration};
+use std::{fmt::Display, future::ready, time::Duration};
 
-use futures::{FutureExt, Stream, StreamExt};
+use futures::{
+    FutureExt, Stream, StreamExt,
+    stream::{self, BoxStream},
+};
 use tokio::time::{sleep, timeout};
 
 /// Bursts of changes shorter than this are taken as one. There is never less time between two looks.
@@ -54,6 +57,18 @@ pub async fn follow<Watch, Error, Look>(
     }
 }
 
+/// What changes or is noticed; it ends with the changes.
+pub fn changes_and<'a>(
+    changes: impl Stream<Item = ()> + Send + 'a,
+    noticed: impl Stream<Item = ()> + Send + 'a,
+) -> BoxStream<'a, ()> {
+    let changes = changes.map(Some).chain(stream::once(async { None }));
+    stream::select(changes, noticed.map(Some))
+        .take_while(|one| ready(one.is_some()))
+        .map(drop)
+        .boxed()
+}
+
 enum Next {
     Change,
     /// There was none for long enough.
@@ -99,7 +114,6 @@ mod tests {
     use futures::{
         channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded},
         future::{Either, pending, select},
-        stream,
     };
     use tokio::time::Instant;
 
@@ -221,6 +235,20 @@ mod tests {
         let followed = timeout(Duration::from_secs(10), follow(open, look)).await;
         assert!(followed.is_err(), "it never ends");
         assert_eq!(seconds(&looks.borrow()), [0.0, 0.2, 0.4, 0.6]);
+    }
+
+    #[tokio::test]
+    async fn what_is_noticed_comes_among_the_changes_and_ends_with_them() {
+        let (sender, changes) = unbounded();
+        let (noticing, noticed) = unbounded();
+        let mut both = changes_and(changes, noticed);
+        assert_eq!(both.next().now_or_never(), None);
+        noticing.unbounded_send(()).unwrap();
+        assert_eq!(both.next().await, Some(()));
+        sender.unbounded_send(()).unwrap();
+        assert_eq!(both.next().await, Some(()));
+        drop(sender);
+        assert_eq!(both.next().await, None);
     }
 
     #[test]

@@ -2,10 +2,12 @@
 //! reading of sets from files.
 
 mod change;
+mod countries;
+pub mod names;
 mod sets;
 
-pub use change::{Added, add, end_after, remove};
-pub use sets::{SetError, Sets};
+pub use change::{Added, add, confirm, end_after, remove};
+pub use sets::{Reread, SetError, Sets, Unreadable};
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr},
@@ -14,7 +16,7 @@ use std::{
 
 use guard_common::abi::NO_END;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::{
     compile::{InputRule, RuleKind},
@@ -37,6 +39,8 @@ pub struct Policy {
 pub struct Clock {
     pub wall: Timestamp,
     pub boot_ns: u64,
+    /// The number of this boot, which no other has; `None` where the kernel does not tell it.
+    pub boot_id: Option<u128>,
     /// The wall clock is not earlier than it once was.
     pub trusted: bool,
 }
@@ -49,6 +53,12 @@ impl Clock {
         let at = i128::from(self.boot_ns) + to_go_ns;
         // One short of "never", which no calendar reaches.
         u64::try_from(at.clamp(0, i128::from(NO_END - 1))).unwrap_or_default()
+    }
+
+    /// What the wall clock showed, or would have, at boot.
+    #[must_use]
+    pub fn wall_at_boot(&self) -> SignedDuration {
+        self.wall.as_duration() - SignedDuration::from_nanos_i128(self.boot_ns.into())
     }
 
     /// When a rule ends in boot time; `None` when it no longer holds.
@@ -126,6 +136,7 @@ impl Policy {
                 prefixes: prefixes(&rule.source, sets, lan)
                     .map_or(0, |(_, prefixes)| prefixes.len()),
                 wide: is_wide_allow(rule),
+                refresh: sets.refresh(&rule.source),
             })
             .collect()
     }
@@ -175,7 +186,8 @@ fn prefixes(
 ) -> Result<(RuleKind, Arc<[IpNet]>), SetError> {
     Ok(match source {
         Source::Prefix(prefix) => (RuleKind::Typed, [*prefix].into()),
-        Source::File(path) => (RuleKind::Set, sets.prefixes(path)?),
+        Source::File(_) | Source::Country(_) => (RuleKind::Set, sets.prefixes(source)?),
+        Source::Name(_) => (RuleKind::Name, sets.prefixes(source)?),
         Source::Lan => (RuleKind::Set, lan.private.as_slice().into()),
         Source::Interface(_) => (RuleKind::Name, everyone().into()),
         Source::Lan6 => (RuleKind::Set, [lan.private.as_slice(), &lan.global6].concat().into()),
@@ -227,6 +239,7 @@ mod tests {
         Clock {
             wall: "2026-11-25T01:00:00Z".parse().unwrap(),
             boot_ns: 5_000_000_000,
+            boot_id: Some(7),
             trusted: true,
         }
     }

@@ -4,6 +4,7 @@
 //! the same value.
 
 mod interface;
+mod name;
 mod port;
 mod source;
 
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     interface::{InterfaceName, InterfaceNameError, MAX_INTERFACE_NAME_BYTES},
+    name::{Country, DnsName, DnsNameError},
     port::{PortError, parse_port_list, parse_ports},
     source::{SourceError, check_action, check_via, is_loopback, is_wide},
 };
@@ -45,6 +47,10 @@ pub enum Source {
     Lan6,
     /// `if:NAME`: everyone who comes by this interface.
     Interface(InterfaceName),
+    /// `host.example.org`: the addresses that DNS says it has.
+    Name(DnsName),
+    /// `country:FR`: a set of prefixes from the MMDB files.
+    Country(Country),
 }
 
 /// A port that is guarded, or that a rule holds for. Written `11434`, `tcp/11434` or `udp/53`.

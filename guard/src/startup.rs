@@ -204,6 +204,8 @@ mod tests {
         Status {
             enforcement: Enforcement::Full,
             missing: Vec::new(),
+            layers: Vec::new(),
+            tables: Vec::new(),
             mode: Mode::Enforce,
             observe_until: None,
             generation: Some(1),
@@ -240,9 +242,12 @@ mod tests {
             rules: 0,
             wide_rules: Vec::new(),
             idle_rules: Vec::new(),
+            sources: Vec::new(),
             counters: Vec::new(),
             events: EventTotals::default(),
             version: "0.1.0".into(),
+            trial: None,
+            rolled_back: false,
         }
     }
 
@@ -272,6 +277,7 @@ mod tests {
             origin: Origin::Command,
             prefixes: 1,
             wide: false,
+            refresh: None,
         }
     }
 

@@ -5,32 +5,35 @@
 
 use std::{
     collections::BTreeSet,
-    fs::{self, DirBuilder, File},
-    io::{self, Write},
-    os::unix::fs::DirBuilderExt,
+    fs, io,
     path::{Path, PathBuf},
 };
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     bounded_file::{self, ReadError},
     control::{Failure, Mode},
+    policy::Clock,
     rule::{
         Action, GuardedPort, InterfaceName, Origin, Rule, RuleId, Source, check_action, check_via,
         comment_problem,
     },
+    trial::Trial,
 };
 
 /// The file's name in the state directory.
 pub const FILE_NAME: &str = "state.json";
 
-/// What it is called while it is written.
-const FRESH_NAME: &str = ".state.json.new";
+/// What it says stands beside it once more: a disk that spoils one file may have left the other.
+const COPY_NAME: &str = "state.json.copy";
 
-/// The number of this format.
-const VERSION: u32 = 1;
+/// The newest format that is known.
+const VERSION: u32 = 2;
+
+/// The format without what trials need. It is written while there is nothing of that, so that an older guard can read it.
+const VERSION_WITHOUT_TRIALS: u32 = 1;
 
 /// No sensible state is larger.
 const MAX_BYTES: u64 = 16 << 20;
@@ -48,11 +51,30 @@ pub struct State {
     pub observe_until: Option<Timestamp>,
     /// The newest time the wall clock ever showed: a clock that is earlier is not believed.
     pub newest_time: Timestamp,
+    /// How the wall clock stood to boot time when this was last written and the clock was believed.
+    pub clock: Option<KnownClock>,
     /// Ports that guard added to `net.ipv4.ip_local_reserved_ports`.
     pub reserved_ports: Vec<u16>,
     /// What the newest `guard run` was told, so that commands without a daemon go by it as well.
     pub run: RunFlags,
+    /// The change that is rolled back unless it is confirmed.
+    pub trial: Option<Trial>,
+    /// A configuration was tried, and is not in force: the one from before is, though the file is another.
+    pub rolled_back: bool,
 }
+
+/// How the wall clock stood to boot time in one boot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KnownClock {
+    /// See [`Clock::boot_id`]; in hexadecimal.
+    boot_id: String,
+    /// What it showed, or would have, at boot: nanoseconds since 1970.
+    wall_at_boot_ns: i64,
+}
+
+/// A clock that runs a little fast or slow is put right without a step (adjtime(3)); less than this is no step.
+const STEP: SignedDuration = SignedDuration::from_secs(1);
 
 /// The flags of `guard run`, as typed. Each stands in place of its key of the configuration where it was given.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,8 +97,11 @@ impl Default for State {
             mode: None,
             observe_until: None,
             newest_time: Timestamp::UNIX_EPOCH,
+            clock: None,
             reserved_ports: Vec::new(),
             run: RunFlags::default(),
+            trial: None,
+            rolled_back: false,
         }
     }
 }
@@ -85,8 +110,10 @@ impl Default for State {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loaded {
     pub state: State,
-    /// What was wrong with the file, in one sentence; the state is empty then.
+    /// What was wrong with the file, in one sentence.
     pub warning: Option<String>,
+    /// Nothing of it is known, nor of its copy: the state is empty.
+    pub is_lost: bool,
 }
 
 /// Why the state could not be loaded or kept.
@@ -98,6 +125,8 @@ pub enum StateError {
     NotMoved { path: PathBuf, to: PathBuf, source: io::Error },
     #[error("the state file {} can't be written: {source}", .path.display())]
     NotWritten { path: PathBuf, source: io::Error },
+    #[error("the state would take {bytes} bytes, and {} may have {MAX_BYTES}", .path.display())]
+    TooLarge { path: PathBuf, bytes: usize },
     #[error("the state file {} is a newer guard's (version {version} of the format, and this one knows {VERSION})", .path.display())]
     Newer { path: PathBuf, version: u32 },
 }
@@ -109,6 +138,9 @@ impl StateError {
         match self {
             Self::Unreadable { path, .. } => {
                 format!("Make {} a file that root can read, or move it away.", path.display())
+            }
+            Self::TooLarge { .. } => {
+                "Remove rules, or write long lists to a file and name that with @.".to_owned()
             }
             Self::NotMoved { path, .. } => format!("Move {} away by hand.", path.display()),
             Self::NotWritten { path, .. } => format!(
@@ -142,9 +174,15 @@ struct Stored {
     mode: Option<Mode>,
     observe_until: Option<Timestamp>,
     newest_time: Timestamp,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    clock: Option<KnownClock>,
     reserved_ports: Vec<u16>,
     run: RunFlags,
     rules: Vec<StoredRule>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    trial: Option<Trial>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    rolled_back: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -167,22 +205,35 @@ struct AnyVersion {
 }
 
 impl State {
-    /// Reads the state in a directory; it is empty where there is none, and where it can't be understood. The file is left
-    /// as it is: whoever only asks changes nothing.
+    /// Reads the state in a directory; it is empty where there is none. Where it can't be read or understood, its copy is taken,
+    /// and where that can't either, it is empty. The files are left as they are: whoever only asks changes nothing.
     ///
     /// # Errors
-    /// When the file is there and can't be read.
+    /// When the file is a newer guard's.
     pub fn load(directory: &Path) -> Result<Loaded, StateError> {
         let path = directory.join(FILE_NAME);
-        Ok(match read(&path)? {
-            Ok(state) => Loaded { state, warning: None },
-            Err(why) => Loaded {
+        let why = match read(&path) {
+            Ok(Ok(state)) => {
+                let state = state.unwrap_or_default();
+                return Ok(Loaded { state, warning: None, is_lost: false });
+            }
+            Ok(Err(why)) => format!("The state file {} is not understood ({why})", path.display()),
+            Err(newer @ StateError::Newer { .. }) => return Err(newer),
+            Err(error) => error.to_string(),
+        };
+        let aside = format!("The next change keeps the file aside as {FILE_NAME}.bad-<time>.");
+        Ok(match read(&directory.join(COPY_NAME)) {
+            Ok(Ok(Some(state))) => Loaded {
+                state,
+                warning: Some(format!("{why}: its copy beside it is used. {aside}")),
+                is_lost: false,
+            },
+            _ => Loaded {
                 state: Self::default(),
                 warning: Some(format!(
-                    "The state file {} is not understood ({why}): rules made by command are gone until they \
-                     are made again. The next change keeps the file aside as {FILE_NAME}.bad-<time>.",
-                    path.display()
+                    "{why}: rules made by command are gone until they are made again. {aside}"
                 )),
+                is_lost: true,
             },
         })
     }
@@ -199,32 +250,77 @@ impl State {
         if let Err(newer @ StateError::Newer { .. }) = held {
             return Err(newer);
         }
+        let text = self.text().map_err(|source| StateError::NotWritten {
+            path: path.clone(),
+            source: source.into(),
+        })?;
+        if text.len() as u64 > MAX_BYTES {
+            return Err(StateError::TooLarge { path, bytes: text.len() });
+        }
         if matches!(held, Ok(Err(_))) {
             let to = directory.join(format!("{FILE_NAME}.bad-{}", now.as_second()));
             if let Err(source) = fs::rename(&path, &to) {
                 return Err(StateError::NotMoved { path, to, source });
             }
         }
-        self.replace(directory).map_err(|source| StateError::NotWritten { path, source })
+        bounded_file::replace(directory, FILE_NAME, text.as_bytes())
+            .map_err(|source| StateError::NotWritten { path, source })?;
+        if let Err(error) = bounded_file::replace(directory, COPY_NAME, text.as_bytes()) {
+            log::warn!("the state is kept, and its copy {COPY_NAME} is not: {error}");
+        }
+        Ok(())
     }
 
-    fn replace(&self, directory: &Path) -> io::Result<()> {
-        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    /// Remembers how the clock stands, so that a step of it is seen later. One that is not believed is not remembered: what ends by
+    /// the wall clock then ends by a better one.
+    pub fn note_clock(&mut self, clock: &Clock) {
+        self.newest_time = self.newest_time.max(clock.wall);
+        let wall_at_boot_ns = i64::try_from(clock.wall_at_boot().as_nanos()).ok();
+        self.clock = match (clock.trusted, clock.boot_id, wall_at_boot_ns) {
+            (true, Some(boot_id), Some(wall_at_boot_ns)) => {
+                Some(KnownClock { boot_id: format!("{boot_id:x}"), wall_at_boot_ns })
+            }
+            _ => None,
+        };
+    }
+
+    /// Whether anything of it ends by itself.
+    #[must_use]
+    pub fn has_ends(&self) -> bool {
+        self.observe_until.is_some() || self.rules.iter().any(|rule| rule.until.is_some())
+    }
+
+    /// By how much the clock was set in this boot since it was last remembered. In another boot nobody knows how long the machine
+    /// was off, and the wall clock alone says what has ended.
+    #[must_use]
+    pub fn clock_step(&self, clock: &Clock) -> Option<SignedDuration> {
+        let boot_id = format!("{:x}", clock.boot_id?);
+        let known = self.clock.as_ref().filter(|known| known.boot_id == boot_id)?;
+        let step = clock.wall_at_boot() - SignedDuration::from_nanos(known.wall_at_boot_ns);
+        (step.abs() >= STEP).then_some(step)
+    }
+
+    /// Where the clock was set ([`Self::clock_step`]), moves what ends after a span with it, so that the span stays what it was.
+    pub fn follow_clock(&mut self, clock: &Clock) -> Option<SignedDuration> {
+        let step = self.clock_step(clock)?;
+        // A time that no calendar has is one that never comes.
+        let moved = |time: Timestamp| time.saturating_add(step).unwrap_or(time);
+        for rule in &mut self.rules {
+            rule.until = rule.until.map(moved);
+        }
+        self.observe_until = self.observe_until.map(moved);
+        if let Some(trial) = &mut self.trial {
+            trial.move_ends(moved);
+        }
+        self.newest_time = moved(self.newest_time);
+        self.note_clock(&Clock { trusted: true, ..*clock });
+        Some(step)
+    }
+
+    fn text(&self) -> serde_json::Result<String> {
         let mut text = serde_json::to_string_pretty(&self.to_stored())?;
         text.push('\n');
-        // Of one name, so that one which a crash has left is not there for ever.
-        match fs::remove_file(directory.join(FRESH_NAME)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        // Only its owner can read it, and it goes where it can't be written.
-        let mut fresh = tempfile::Builder::new();
-        let mut file = fresh.prefix(FRESH_NAME).rand_bytes(0).tempfile_in(directory)?;
-        file.write_all(text.as_bytes())?;
-        file.as_file().sync_all()?;
-        file.persist(directory.join(FILE_NAME))?;
-        // The rename itself must survive a power cut as well.
-        File::open(directory)?.sync_all()
+        Ok(text)
     }
 
     fn to_stored(&self) -> Stored {
@@ -237,31 +333,33 @@ impl State {
             until: rule.until,
             comment: rule.comment.clone(),
         });
+        let has_trials = self.trial.is_some() || self.rolled_back;
         Stored {
-            version: VERSION,
+            version: if has_trials { VERSION } else { VERSION_WITHOUT_TRIALS },
             next_rule: self.next_rule,
             mode: self.mode,
             observe_until: self.observe_until,
             newest_time: self.newest_time,
+            clock: self.clock.clone(),
             reserved_ports: self.reserved_ports.clone(),
             run: self.run.clone(),
             rules: rules.collect(),
+            trial: self.trial.clone(),
+            rolled_back: self.rolled_back,
         }
     }
 }
 
-/// The state in a file, or why it is none.
-fn read(path: &Path) -> Result<Result<State, String>, StateError> {
+/// The state in a file, or why it is none; `None` where there is no file.
+fn read(path: &Path) -> Result<Result<Option<State>, String>, StateError> {
     Ok(match bounded_file::read(path, MAX_BYTES) {
         Ok(bytes) => match newer_version(&bytes) {
             Some(version) => {
                 return Err(StateError::Newer { path: path.to_owned(), version });
             }
-            None => understand(&bytes),
+            None => understand(&bytes).map(Some),
         },
-        Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
-            Ok(State::default())
-        }
+        Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error @ ReadError::TooLarge { .. }) => Err(error.to_string()),
         Err(error @ (ReadError::Io(_) | ReadError::NotRegular)) => {
             return Err(StateError::Unreadable { path: path.to_owned(), error: error.to_string() });
@@ -281,7 +379,7 @@ fn understand(bytes: &[u8]) -> Result<State, String> {
         format!("it breaks off or is wrong at line {}, column {}", error.line(), error.column())
     };
     let AnyVersion { version } = serde_json::from_slice(bytes).map_err(place)?;
-    if version != VERSION {
+    if !(VERSION_WITHOUT_TRIALS..=VERSION).contains(&version) {
         return Err(format!(
             "it has version {version} of the format, and this guard knows {VERSION}"
         ));
@@ -323,16 +421,20 @@ fn understand(bytes: &[u8]) -> Result<State, String> {
         mode: stored.mode,
         observe_until: stored.observe_until,
         newest_time: stored.newest_time,
+        clock: stored.clock,
         reserved_ports: stored.reserved_ports,
         run: stored.run,
+        trial: stored.trial,
+        rolled_back: stored.rolled_back,
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::{fs::File, os::unix::fs::PermissionsExt};
 
     use super::*;
+    use crate::trial::{Tried, TriedRule};
 
     fn time(text: &str) -> Timestamp {
         text.parse().unwrap()
@@ -359,6 +461,7 @@ mod tests {
             mode: Some(Mode::Observe),
             observe_until: Some(time("2026-11-25T01:02:03Z")),
             newest_time: time("2026-11-25T01:00:00Z"),
+            clock: Some(KnownClock { boot_id: "ff".to_owned(), wall_at_boot_ns: -5 }),
             reserved_ports: vec![11434, 8081],
             run: RunFlags {
                 ports: vec!["8081".to_owned()],
@@ -368,7 +471,21 @@ mod tests {
                 observe: true,
                 reject: true,
             },
+            trial: None,
+            rolled_back: false,
         }
+    }
+
+    /// With a trial of its first rule.
+    fn on_trial() -> State {
+        let tried = TriedRule { id: RuleId::command(2), until: None };
+        let trial = Trial {
+            what: "allow 192.0.2.0/24 confirm 1m".to_owned(),
+            until: time("2026-11-25T01:03:03Z"),
+            seconds: 60,
+            change: Tried::Rules(vec![tried]),
+        };
+        State { trial: Some(trial), rolled_back: true, ..full() }
     }
 
     fn load(directory: &Path) -> Result<Loaded, StateError> {
@@ -391,11 +508,13 @@ mod tests {
     fn what_is_saved_is_loaded() {
         let parent = tempfile::tempdir().unwrap();
         let directory = parent.path().join("lib/guard");
-        for state in [State::default(), full()] {
+        let reload = |trial: Trial| Trial { change: Tried::Reload, ..trial };
+        let of_file = State { trial: on_trial().trial.map(reload), ..full() };
+        for state in [State::default(), on_trial(), of_file, full()] {
             save(&state, &directory).unwrap();
-            assert_eq!(load(&directory).unwrap(), Loaded { state, warning: None });
+            assert_eq!(load(&directory).unwrap(), Loaded { state, warning: None, is_lost: false });
         }
-        assert_eq!(names(&directory), [FILE_NAME]);
+        assert_eq!(names(&directory), [FILE_NAME, COPY_NAME]);
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
         assert_eq!(mode(&directory), 0o700);
         assert_eq!(mode(&directory.join(FILE_NAME)), 0o600);
@@ -414,7 +533,7 @@ mod tests {
     #[test]
     fn where_there_is_none_the_state_is_empty() {
         let directory = tempfile::tempdir().unwrap();
-        let empty = Loaded { state: State::default(), warning: None };
+        let empty = Loaded { state: State::default(), warning: None, is_lost: false };
         assert_eq!(load(directory.path()).unwrap(), empty);
         assert_eq!(load(&directory.path().join("missing")).unwrap(), empty);
     }
@@ -423,11 +542,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join(FILE_NAME), bytes).unwrap();
         let loaded = load(directory.path()).unwrap();
-        assert_eq!(loaded.state, State::default());
+        assert_eq!((loaded.state, loaded.is_lost), (State::default(), true));
         assert_eq!(names(directory.path()), [FILE_NAME]);
         save(&full(), directory.path()).unwrap();
         assert_eq!(load(directory.path()).unwrap().state, full());
-        assert_eq!(names(directory.path()), [FILE_NAME, "state.json.bad-1795568523"]);
+        assert_eq!(names(directory.path()), [FILE_NAME, "state.json.bad-1795568523", COPY_NAME]);
         let aside = directory.path().join("state.json.bad-1795568523");
         assert_eq!(fs::read(aside).unwrap(), bytes);
         loaded.warning.unwrap()
@@ -451,14 +570,28 @@ mod tests {
     }
 
     #[test]
+    fn an_older_guard_reads_what_has_no_trials_and_only_that() {
+        let version = |state: State| {
+            let directory = tempfile::tempdir().unwrap();
+            save(&state, directory.path()).unwrap();
+            let text = fs::read(directory.path().join(FILE_NAME)).unwrap();
+            serde_json::from_slice::<AnyVersion>(&text).unwrap().version
+        };
+        assert_eq!(version(full()), 1);
+        assert_eq!(version(on_trial()), 2);
+        assert_eq!(version(State { rolled_back: true, ..full() }), 2);
+        assert!(!saved().contains("trial") && !saved().contains("rolled_back"));
+    }
+
+    #[test]
     fn a_newer_guards_file_is_refused_and_stays() {
         let directory = tempfile::tempdir().unwrap();
-        let text = saved().replace("\"version\": 1", "\"more\": [], \"version\": 2");
+        let text = saved().replace("\"version\": 1", "\"more\": [], \"version\": 3");
         fs::write(directory.path().join(FILE_NAME), &text).unwrap();
         let refusals =
             [load(directory.path()).map(drop), save(&full(), directory.path())].map(Result::err);
         for refusal in refusals {
-            assert!(matches!(refusal, Some(StateError::Newer { version: 2, .. })), "{refusal:?}");
+            assert!(matches!(refusal, Some(StateError::Newer { version: 3, .. })), "{refusal:?}");
         }
         assert_eq!(fs::read_to_string(directory.path().join(FILE_NAME)).unwrap(), text);
         assert_eq!(names(directory.path()), [FILE_NAME]);
@@ -498,6 +631,74 @@ mod tests {
         }
     }
 
+    fn clock(wall: &str, boot_seconds: u64, boot_id: u128, trusted: bool) -> Clock {
+        Clock {
+            wall: time(wall),
+            boot_ns: boot_seconds * 1_000_000_000,
+            boot_id: Some(boot_id),
+            trusted,
+        }
+    }
+
+    #[test]
+    fn a_clock_that_is_set_shortens_and_lengthens_no_span() {
+        let mut state = State { clock: None, ..full() };
+        let ends = |state: &State| (state.rules[0].until, state.observe_until);
+        state.note_clock(&clock("2026-11-25T01:00:00Z", 100, 1, true));
+        let before = ends(&state);
+        // It runs, and is put right by less than a second.
+        assert_eq!(state.follow_clock(&clock("2026-11-25T02:00:00.9Z", 3_700, 1, true)), None);
+        assert_eq!(ends(&state), before);
+        // Back, and forth again. It is believed all the time.
+        let back = clock("1970-01-01T02:00:00Z", 3_700, 1, false);
+        assert!(state.follow_clock(&back).is_some_and(|step| step.is_negative()));
+        assert!(state.newest_time <= back.wall);
+        assert_eq!(state.follow_clock(&back), None);
+        let forth = clock("2026-11-25T03:00:00Z", 7_300, 1, true);
+        assert!(state.follow_clock(&forth).is_some_and(|step| step.is_positive()));
+        assert_eq!(ends(&state), before);
+    }
+
+    #[test]
+    fn in_another_boot_the_wall_clock_alone_counts() {
+        let mut state = State { clock: None, ..full() };
+        state.note_clock(&clock("2026-11-25T01:00:00Z", 100, 1, true));
+        let before = state.clone();
+        assert_eq!(state.follow_clock(&clock("2026-11-25T05:00:00Z", 10, 2, true)), None);
+        assert_eq!(state, before);
+        // One that is not believed is nothing to go by later.
+        state.note_clock(&clock("1970-01-01T00:00:10Z", 10, 2, false));
+        assert_eq!(state.follow_clock(&clock("2026-11-25T05:00:00Z", 20, 2, true)), None);
+        assert_eq!(state.rules, before.rules);
+    }
+
+    #[test]
+    fn a_copy_stands_in_for_a_file_that_is_spoiled() {
+        let directory = tempfile::tempdir().unwrap();
+        save(&full(), directory.path()).unwrap();
+        let path = directory.path().join(FILE_NAME);
+        for spoiled in [&b""[..], b"\0\0\0\0", b"{\"version\": 1"] {
+            fs::write(&path, spoiled).unwrap();
+            let loaded = load(directory.path()).unwrap();
+            assert_eq!((loaded.state, loaded.is_lost), (full(), false));
+            assert!(loaded.warning.unwrap().contains("its copy beside it is used"));
+        }
+        // Whoever takes the file away wants to begin anew.
+        fs::remove_file(&path).unwrap();
+        assert_eq!(load(directory.path()).unwrap().state, State::default());
+    }
+
+    #[test]
+    fn what_could_not_be_read_again_is_not_written() {
+        let directory = tempfile::tempdir().unwrap();
+        save(&full(), directory.path()).unwrap();
+        let mut large = full();
+        let rule = large.rules[0].clone();
+        large.rules.resize(100_000, rule);
+        assert!(matches!(save(&large, directory.path()), Err(StateError::TooLarge { .. })));
+        assert_eq!(load(directory.path()).unwrap().state, full());
+    }
+
     #[test]
     fn a_file_too_large_is_moved_aside() {
         let directory = tempfile::tempdir().unwrap();
@@ -511,8 +712,8 @@ mod tests {
     fn what_can_not_be_read_or_written_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir(directory.path().join(FILE_NAME)).unwrap();
-        let error = load(directory.path()).unwrap_err();
-        assert!(error.to_string().contains("it is not a regular file"), "{error}");
+        let loaded = load(directory.path()).unwrap();
+        assert!(loaded.is_lost && loaded.warning.unwrap().contains("it is not a regular file"));
         assert!(matches!(
             save(&State::default(), directory.path()),
             Err(StateError::NotWritten { .. })
@@ -521,7 +722,7 @@ mod tests {
 
         let file = directory.path().join("file");
         fs::write(&file, "").unwrap();
-        assert!(matches!(load(&file), Err(StateError::Unreadable { .. })));
+        assert!(load(&file).unwrap().is_lost);
         assert!(matches!(save(&State::default(), &file), Err(StateError::NotWritten { .. })));
     }
 

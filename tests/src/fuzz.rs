@@ -120,14 +120,23 @@ impl Choices<'_> {
     fn rule(&mut self, number: u64) -> InputRule {
         let byte = self.byte();
         let until = [NO_END, 0, 10, 20, 30, 40, 50, NO_END - 1][usize::from(byte >> 2 & 7)];
-        let kind = if byte & 2 == 0 { RuleKind::Typed } else { RuleKind::Set };
+        let kind = match (byte & 2, byte & 0x20) {
+            (0, _) => RuleKind::Typed,
+            (_, 0) => RuleKind::Set,
+            _ => RuleKind::Name,
+        };
         InputRule {
             id: RuleId::command(number),
-            action: if byte & 1 == 0 { Action::Allow } else { Action::Deny },
+            // A name only allows.
+            action: if byte & 1 == 0 || kind == RuleKind::Name {
+                Action::Allow
+            } else {
+                Action::Deny
+            },
             kind,
             prefixes: match kind {
-                RuleKind::Typed | RuleKind::Name => [self.prefix()].into(),
-                RuleKind::Set => self.prefixes(4).into(),
+                RuleKind::Typed => [self.prefix()].into(),
+                RuleKind::Name | RuleKind::Set => self.prefixes(4).into(),
             },
             ports: self.ports(3),
             via: None,
@@ -406,7 +415,7 @@ pub fn api_body(bytes: &[u8]) {
         assert!(removed.is_err() || request.rules.is_empty(), "there is nothing to remove");
     }
     if let Some(SetMode { for_seconds: Some(seconds), .. }) = body(bytes)
-        && let Ok(end) = policy::end_after(clock.wall, seconds)
+        && let Ok(end) = policy::end_after(&clock, seconds)
     {
         assert!(end >= clock.wall);
     }
@@ -435,7 +444,7 @@ where
 
 fn clock() -> Clock {
     let wall = Timestamp::from_second(1_764_072_000).expect("a time of the calendar");
-    Clock { wall, boot_ns: 1_000_000_000, trusted: true }
+    Clock { wall, boot_ns: 1_000_000_000, boot_id: None, trusted: true }
 }
 
 fn add_rules(request: &AddRules, ports: Vec<GuardedPort>, clock: &Clock) {

@@ -15,6 +15,7 @@ use std::{
 use guard::{
     control::{Change, Enforcement, Explanation, RuleView, Status},
     events::Attempt,
+    history::Entry,
 };
 use rustix::{
     fs::statfs,
@@ -469,6 +470,17 @@ impl<'lab> Guard<'lab> {
     #[track_caller]
     pub fn rules(&self) -> Vec<RuleView> {
         self.tell(&["rules", "--json"]).json()
+    }
+
+    /// Who changed what, newest last.
+    #[must_use]
+    #[track_caller]
+    pub fn history(&self) -> Vec<Entry> {
+        let answer = self.tell(&["history", "--json"]);
+        let entry = |line| {
+            serde_json::from_str(line).unwrap_or_else(|error| panic!("no change: {error}: {line}"))
+        };
+        answer.output.lines().map(entry).collect()
     }
 
     /// The number of the policy in force.

@@ -388,3 +388,13 @@ fn write(path: &Path, text: &str) {
     fs::write(path, text)
         .unwrap_or_else(|error| panic!("{} can't be written: {error}", path.display()));
 }
+
+/// Each hook and pin is held open.
+#[test]
+fn a_low_limit_of_open_files_is_raised() {
+    let lab = Lab::new("a_low_limit_of_open_files_is_raised");
+    let guard = lab.guard(Attach::Tcx, "").in_a_mount_namespace("ulimit -S -n 24");
+    guard.start();
+    lab.client.expect_silence(SERVER.v4_at(OLLAMA));
+    assert!(!guard.log().contains("open files"), "{}", guard.log());
+}

@@ -1,7 +1,7 @@
 //! Policies of a million prefixes, thousands of policies in a row, and many questions at once.
 
 use std::{
-    fs, mem,
+    mem,
     net::Ipv4Addr,
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
@@ -11,18 +11,17 @@ use std::{
 
 use guard::{
     api::client::Client,
-    control::{Control, Explain},
+    control::{Control, Explain, Reload},
+    history::Requester,
 };
 use guard_tests::{
     lab::{CLIENT, Lab, OLLAMA, SERVER},
+    list::write_million,
     machine::Machine,
     product::Attach,
     wait::{EndOnDrop, until},
     wire,
 };
-
-/// The most that a file may hold.
-const MILLION: usize = 1_000_000;
 
 /// How often the lists are exchanged.
 const EXCHANGES: usize = 4;
@@ -30,17 +29,6 @@ const EXCHANGES: usize = 4;
 /// Questions that are answered while one exchange is under way. Where they had to wait for its end, it would be one, and one more
 /// that was there first.
 const QUESTIONS: usize = 5;
-
-/// A million prefixes of a length, scattered over all of IPv4. They hold the client and nobody else of its network.
-fn write_list(path: &Path, length: u32) {
-    // An odd factor leaves no two numbers the same below a power of two.
-    let scattered = |number: u32| number.wrapping_mul(0x9e37_79b1) << (32 - length);
-    let network = u32::from(CLIENT.v4) >> 16;
-    let apart = (0..).map(scattered).filter(|address| address >> 16 != network);
-    let lines = apart.map(|address| format!("{}/{length}\n", Ipv4Addr::from(address)));
-    let lines = lines.take(MILLION - 1).chain([format!("{}\n", CLIENT.v4)]);
-    fs::write(path, lines.collect::<String>()).expect("the list is written");
-}
 
 /// Calls of the client, each of which must be answered. Returns how many.
 fn call_until(is_over: &AtomicBool, client: &Machine) -> u64 {
@@ -61,7 +49,7 @@ fn a_million_prefixes_are_exchanged_while_packets_pass_and_questions_are_answere
     let listener = lab.serve();
     let lists = [28, 24].map(|length| {
         let path = lab.directory().join(format!("of-{length}"));
-        write_list(&path, length);
+        write_million(&path, length);
         path
     });
     let rule = |list: &Path| format!("[[rule]]\nallow = \"@{}\"", list.display());
@@ -158,7 +146,9 @@ fn thousands_of_exchanges_let_in_nobody_else_and_lose_nothing() {
         let end = EndOnDrop(&is_over);
         for exchange in 1..=EXCHANGES {
             guard.configure(&policies[exchange as usize % policies.len()]);
-            let change = client.reload().expect("the policy is put in force");
+            let change = client
+                .reload(&Reload::default(), &Requester::this_process())
+                .expect("the policy is put in force");
             assert!(change.generation > Some(exchange));
         }
         drop(end);

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: every test there is, in one order, unattended.
 
-use std::{env, ffi::OsString, fs, path::Path, time::Duration};
+use std::{env, ffi::OsString, fs, num::NonZero, path::Path, thread, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -18,6 +18,12 @@ pub const BINARY_VARIABLE: &str = "GUARD_BIN";
 
 /// Tells them which one has kernel tables of the next layout.
 const NEXT_LAYOUT_VARIABLE: &str = "GUARD_NEXT_LAYOUT_BIN";
+
+/// How many tests run side by side, of Rust's test runner; whoever has set it is asked nothing.
+const THREADS_VARIABLE: &str = "RUST_TEST_THREADS";
+
+/// On each processor: most tests wait most of the time.
+const TESTS_PER_PROCESSOR: usize = 2;
 
 /// The runs, in order: the quick ones first, and the end-to-end tests last, so that theirs is the
 /// summary at the end. All select the same packages: cargo then builds every dependency once.
@@ -74,6 +80,7 @@ fn run_all(
             .args(selection)
             .arg("--")
             .args(arguments)
+            .env(THREADS_VARIABLE, threads())
             .env(OBJECT_VARIABLE, &built.object)
             .env(BINARY_VARIABLE, &built.binary)
             .env(NEXT_LAYOUT_VARIABLE, next_layout);
@@ -86,6 +93,11 @@ fn run_all(
         bail!("not all tests passed: see {} above", failed.join(" and "));
     }
     Ok(())
+}
+
+fn threads() -> String {
+    let processors = thread::available_parallelism().map_or(1, NonZero::get);
+    env::var(THREADS_VARIABLE).unwrap_or_else(|_| (processors * TESTS_PER_PROCESSOR).to_string())
 }
 
 fn stamp_of(workspace: &Workspace, toolchain: &Toolchain, built: &Built) -> Result<Stamp> {

@@ -17,10 +17,11 @@ use tokio::{net::UnixStream, runtime::Runtime, time::timeout};
 use super::{Presence, presence};
 use crate::{
     control::{
-        AddRules, Change, Control, Explain, Explanation, Failure, FailureKind, RemoveRules,
+        AddRules, Change, Control, Explain, Explanation, Failure, FailureKind, Reload, RemoveRules,
         RuleView, SetMode, Status,
     },
     events::Line,
+    history::{History, Requester},
 };
 
 /// How long an answer is waited for.
@@ -137,15 +138,15 @@ impl Control for Client {
         self.ask(Method::GET, "/v1/rules", Bytes::new())
     }
 
-    fn add_rules(&self, request: &AddRules) -> Result<Change, Failure> {
+    fn add_rules(&self, request: &AddRules, _: &Requester) -> Result<Change, Failure> {
         self.ask_with(Method::POST, "/v1/rules", request)
     }
 
-    fn remove_rules(&self, request: &RemoveRules) -> Result<Change, Failure> {
+    fn remove_rules(&self, request: &RemoveRules, _: &Requester) -> Result<Change, Failure> {
         self.ask_with(Method::DELETE, "/v1/rules", request)
     }
 
-    fn set_mode(&self, request: &SetMode) -> Result<Change, Failure> {
+    fn set_mode(&self, request: &SetMode, _: &Requester) -> Result<Change, Failure> {
         self.ask_with(Method::POST, "/v1/mode", request)
     }
 
@@ -153,12 +154,28 @@ impl Control for Client {
         self.ask_with(Method::POST, "/v1/explain", request)
     }
 
-    fn reload(&self) -> Result<Change, Failure> {
-        self.ask(Method::POST, "/v1/reload", Bytes::new())
+    fn reload(&self, request: &Reload, _: &Requester) -> Result<Change, Failure> {
+        self.ask_with(Method::POST, "/v1/reload", request)
     }
 
-    fn down(&self) -> Result<Vec<String>, Failure> {
+    fn down(&self, _: &Requester) -> Result<Vec<String>, Failure> {
         self.ask(Method::POST, "/v1/down", Bytes::new())
+    }
+
+    fn confirm(&self, _: &Requester) -> Result<Change, Failure> {
+        self.ask(Method::POST, "/v1/confirm", Bytes::new())
+    }
+
+    fn rollback(&self, _: &Requester) -> Result<Change, Failure> {
+        self.ask(Method::POST, "/v1/rollback", Bytes::new())
+    }
+
+    fn history(&self, since_seconds: Option<u64>) -> Result<History, Failure> {
+        let path = match since_seconds {
+            Some(seconds) => format!("/v1/history?since={seconds}"),
+            None => "/v1/history".to_owned(),
+        };
+        self.ask(Method::GET, &path, Bytes::new())
     }
 }
 

@@ -32,7 +32,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
     net::{UnixListener, UnixStream},
@@ -43,14 +43,21 @@ use tokio::{
 
 use super::{Presence, presence};
 use crate::{
-    control::{AddRules, Change, Control, Explain, Failure, FailureKind, RemoveRules, SetMode},
+    control::{
+        AddRules, Change, Control, Explain, Failure, FailureKind, Reload, RemoveRules, SetMode,
+    },
     events::{Follower, Hub, Line},
+    history::{Requester, seconds_before},
+    metrics,
 };
 
 /// Connections served at once; more wait in the socket's queue.
 const MAX_CONNECTIONS: usize = 64;
-/// Of these, how many may follow events. The others are always there for requests.
+/// Of these, how many users who may only read can have: the others are always there for root.
+const MAX_OF_READERS: usize = 40;
+/// How many may follow events, and of these how many of such users. The others are always there for requests.
 const MAX_FOLLOWERS: usize = 32;
+const MAX_FOLLOWING_READERS: usize = 16;
 /// The largest request body.
 const MAX_BODY_BYTES: usize = 1 << 20;
 /// The largest request head.
@@ -158,28 +165,30 @@ pub async fn serve(
     stop: watch::Sender<bool>,
 ) {
     let mut stopped = stop.subscribe();
+    let own_uid = rustix::process::geteuid().as_raw();
     let router = router(Shared {
         control,
         hub,
         stop,
-        followers: Arc::new(Semaphore::new(MAX_FOLLOWERS)),
-        own_uid: rustix::process::geteuid().as_raw(),
+        followers: Arc::new(Room::new(MAX_FOLLOWERS, MAX_FOLLOWING_READERS)),
+        own_uid,
     });
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let room = Room::new(MAX_CONNECTIONS, MAX_OF_READERS);
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
             () = until_stopped(&mut stopped) => break,
-            accepted = accept(&listener, &slots) => accepted,
+            accepted = accept(&listener, &room, own_uid) => accepted,
         };
         match accepted {
-            Ok((stream, uid, slot)) => {
-                let served = serve_connection(stream, uid, router.clone());
+            Ok(Some((stream, credentials, place))) => {
+                let served = serve_connection(stream, credentials, router.clone());
                 connections.spawn(async move {
                     served.await;
-                    drop(slot);
+                    drop(place);
                 });
             }
+            Ok(None) => {}
             Err(error) => {
                 log::warn!("a connection to the control socket was not accepted: {error}");
                 sleep(ACCEPT_PAUSE).await;
@@ -194,14 +203,56 @@ pub async fn serve(
     }
 }
 
+/// So many of something, of which users who may only read can have a part.
+struct Room {
+    all: Arc<Semaphore>,
+    of_readers: Arc<Semaphore>,
+}
+
+/// One of them, as long as it lasts.
+struct Place {
+    _one: OwnedSemaphorePermit,
+    _of_readers: Option<OwnedSemaphorePermit>,
+}
+
+impl Room {
+    fn new(all: usize, of_readers: usize) -> Self {
+        Self {
+            all: Arc::new(Semaphore::new(all)),
+            of_readers: Arc::new(Semaphore::new(of_readers)),
+        }
+    }
+
+    /// `None` where the user may only read, and such users have their part.
+    fn place_for(&self, one: OwnedSemaphorePermit, may_change: bool) -> Option<Place> {
+        let of_readers = if may_change {
+            None
+        } else {
+            Some(Arc::clone(&self.of_readers).try_acquire_owned().ok()?)
+        };
+        Some(Place { _one: one, _of_readers: of_readers })
+    }
+
+    /// `None` where all are taken.
+    fn try_place(&self, may_change: bool) -> Option<Place> {
+        self.place_for(Arc::clone(&self.all).try_acquire_owned().ok()?, may_change)
+    }
+}
+
+/// The next connection, and whose it is; `None` where users who may only read have as many as they can. That one is closed.
 async fn accept(
     listener: &UnixListener,
-    slots: &Arc<Semaphore>,
-) -> io::Result<(UnixStream, u32, OwnedSemaphorePermit)> {
-    let slot = Arc::clone(slots).acquire_owned().await.map_err(io::Error::other)?;
+    room: &Room,
+    own_uid: u32,
+) -> io::Result<Option<(UnixStream, Credentials, Place)>> {
+    let slot = Arc::clone(&room.all).acquire_owned().await.map_err(io::Error::other)?;
     let (stream, _) = listener.accept().await?;
-    let uid = stream.peer_cred()?.uid();
-    Ok((stream, uid, slot))
+    let peer = stream.peer_cred()?;
+    let uid = peer.uid();
+    // The kernel says 0 for a process that this one's namespace does not show.
+    let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0);
+    let place = room.place_for(slot, may_change(uid, own_uid));
+    Ok(place.map(|place| (stream, Credentials { uid, pid }, place)))
 }
 
 async fn until_stopped(stopped: &mut watch::Receiver<bool>) {
@@ -209,17 +260,34 @@ async fn until_stopped(stopped: &mut watch::Receiver<bool>) {
     let _ = stopped.wait_for(|stopped| *stopped).await;
 }
 
+/// Who has connected, as the kernel says (unix(7), `SO_PEERCRED`).
+#[derive(Clone, Copy, Debug)]
+struct Credentials {
+    uid: u32,
+    pid: Option<u32>,
+}
+
 /// One connection, and what its request is to know of it.
 struct Peer {
     uid: u32,
+    pid: Option<u32>,
     /// It follows events, and may last.
     follows: AtomicBool,
     /// The answer has been sent, or can't be.
     closed: Notify,
 }
 
-async fn serve_connection(stream: UnixStream, uid: u32, router: Router) {
-    let peer = Arc::new(Peer { uid, follows: AtomicBool::new(false), closed: Notify::new() });
+impl Peer {
+    /// Looks at the process, which may take its time to be looked at: only where one may wait, and only of those who may change
+    /// something.
+    fn requester(&self) -> Requester {
+        Requester::peer(self.uid, self.pid)
+    }
+}
+
+async fn serve_connection(stream: UnixStream, credentials: Credentials, router: Router) {
+    let Credentials { uid, pid } = credentials;
+    let peer = Arc::new(Peer { uid, pid, follows: AtomicBool::new(false), closed: Notify::new() });
     let service = TowerToHyperService::new(router.layer(Extension(Arc::clone(&peer))));
     let mut http = http1::Builder::new();
     http.keep_alive(false)
@@ -248,7 +316,7 @@ struct Shared {
     control: SharedControl,
     hub: Arc<Hub>,
     stop: watch::Sender<bool>,
-    followers: Arc<Semaphore>,
+    followers: Arc<Room>,
     own_uid: u32,
 }
 
@@ -260,7 +328,11 @@ fn router(shared: Shared) -> Router {
         .route("/v1/explain", post(explain))
         .route("/v1/reload", post(reload))
         .route("/v1/down", post(down))
+        .route("/v1/confirm", post(confirm))
+        .route("/v1/rollback", post(rollback))
+        .route("/v1/history", get(history))
         .route("/v1/events", get(events))
+        .route("/metrics", get(metrics))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn_with_state(shared.clone(), authorise))
@@ -270,7 +342,11 @@ fn router(shared: Shared) -> Router {
 /// Lets a peer read, and lets root (or the daemon's own user) change.
 fn is_permitted(method: &Method, path: &str, uid: u32, own_uid: u32) -> bool {
     let reads = matches!(*method, Method::GET | Method::HEAD) || path == "/v1/explain";
-    reads || uid == 0 || uid == own_uid
+    reads || may_change(uid, own_uid)
+}
+
+fn may_change(uid: u32, own_uid: u32) -> bool {
+    uid == 0 || uid == own_uid
 }
 
 async fn authorise(
@@ -294,29 +370,45 @@ async fn status(State(shared): State<Shared>) -> Result<Response, Problem> {
     ask(&shared, |control| control.status()).await
 }
 
+/// For Prometheus, which has no part in the API's versions.
+async fn metrics(State(shared): State<Shared>) -> Result<Response, Problem> {
+    let text = blocking(&shared, |control| {
+        metrics::render(&control.status()?).map_err(|error| {
+            log::error!("the metrics can't be written: {error}");
+            Failure::panicked()
+        })
+    })
+    .await?;
+    let kind = HeaderValue::from_static(metrics::CONTENT_TYPE);
+    Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
+}
+
 async fn rules(State(shared): State<Shared>) -> Result<Response, Problem> {
     ask(&shared, |control| control.rules()).await
 }
 
 async fn add_rules(
     State(shared): State<Shared>,
+    Extension(peer): Extension<Arc<Peer>>,
     Json(request): Json<AddRules>,
 ) -> Result<Response, Problem> {
-    change(&shared, move |control| control.add_rules(&request)).await
+    change(&shared, &peer, move |control, by| control.add_rules(&request, by)).await
 }
 
 async fn remove_rules(
     State(shared): State<Shared>,
+    Extension(peer): Extension<Arc<Peer>>,
     Json(request): Json<RemoveRules>,
 ) -> Result<Response, Problem> {
-    change(&shared, move |control| control.remove_rules(&request)).await
+    change(&shared, &peer, move |control, by| control.remove_rules(&request, by)).await
 }
 
 async fn set_mode(
     State(shared): State<Shared>,
+    Extension(peer): Extension<Arc<Peer>>,
     Json(request): Json<SetMode>,
 ) -> Result<Response, Problem> {
-    change(&shared, move |control| control.set_mode(&request)).await
+    change(&shared, &peer, move |control, by| control.set_mode(&request, by)).await
 }
 
 async fn explain(
@@ -326,8 +418,46 @@ async fn explain(
     ask(&shared, move |control| control.explain(&request)).await
 }
 
-async fn reload(State(shared): State<Shared>) -> Result<Response, Problem> {
-    change(&shared, |control| control.reload()).await
+async fn reload(
+    State(shared): State<Shared>,
+    Extension(peer): Extension<Arc<Peer>>,
+    JsonOrNothing(request): JsonOrNothing<Reload>,
+) -> Result<Response, Problem> {
+    change(&shared, &peer, move |control, by| control.reload(&request, by)).await
+}
+
+async fn confirm(
+    State(shared): State<Shared>,
+    Extension(peer): Extension<Arc<Peer>>,
+) -> Result<Response, Problem> {
+    change(&shared, &peer, |control, by| control.confirm(by)).await
+}
+
+async fn rollback(
+    State(shared): State<Shared>,
+    Extension(peer): Extension<Arc<Peer>>,
+) -> Result<Response, Problem> {
+    change(&shared, &peer, |control, by| control.rollback(by)).await
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HistoryQuery {
+    /// Only changes of the last so many seconds.
+    since: Option<u64>,
+}
+
+async fn history(
+    State(shared): State<Shared>,
+    query: Result<Query<HistoryQuery>, QueryRejection>,
+) -> Result<Response, Problem> {
+    let Query(query) = query.map_err(|rejection| {
+        Failure::bad_request(
+            format!("the query of /v1/history is not right: {}", rejection.body_text()),
+            "Give since=SECONDS or nothing.",
+        )
+    })?;
+    ask(&shared, move |control| control.history(query.since)).await
 }
 
 async fn down(
@@ -337,7 +467,7 @@ async fn down(
     let stop = shared.stop.clone();
     let runtime = tokio::runtime::Handle::current();
     ask(&shared, move |control| {
-        let lifted = control.down()?;
+        let lifted = control.down(&peer.requester())?;
         // From here, and not from the request: that ends with its connection, and what is lifted stays lifted.
         runtime.spawn(async move {
             if timeout(CLOSING_TIME, peer.closed.notified()).await.is_err() {
@@ -353,10 +483,12 @@ async fn down(
 /// As [`ask`], and what is worth knowing of the change stands in the log, too.
 async fn change(
     shared: &Shared,
-    make: impl FnOnce(&dyn Control) -> Result<Change, Failure> + Send + 'static,
+    peer: &Arc<Peer>,
+    make: impl FnOnce(&dyn Control, &Requester) -> Result<Change, Failure> + Send + 'static,
 ) -> Result<Response, Problem> {
-    ask(shared, |control| {
-        let change = make(control)?;
+    let peer = Arc::clone(peer);
+    ask(shared, move |control| {
+        let change = make(control, &peer.requester())?;
         change.notes.iter().for_each(|note| log::info!("{note}"));
         Ok(change)
     })
@@ -368,11 +500,17 @@ async fn ask<T: Serialize + Send + 'static>(
     shared: &Shared,
     question: impl FnOnce(&dyn Control) -> Result<T, Failure> + Send + 'static,
 ) -> Result<Response, Problem> {
+    Ok(axum::Json(blocking(shared, question).await?).into_response())
+}
+
+async fn blocking<T: Send + 'static>(
+    shared: &Shared,
+    question: impl FnOnce(&dyn Control) -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
     let control = Arc::clone(&shared.control);
-    let answer = tokio::task::spawn_blocking(move || question(&*control))
+    tokio::task::spawn_blocking(move || question(&*control))
         .await
-        .map_err(|_| Failure::panicked())??;
-    Ok(axum::Json(answer).into_response())
+        .map_err(|_| Failure::panicked())?
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -398,10 +536,11 @@ async fn events(
     })?;
     let oldest = query.since.map(|seconds| seconds_before(Timestamp::now(), seconds));
     let body = if query.follow {
-        let slot = Arc::clone(&shared.followers).try_acquire_owned().map_err(|_| Problem {
+        let may_change = may_change(peer.uid, shared.own_uid);
+        let slot = shared.followers.try_place(may_change).ok_or_else(|| Problem {
             status: StatusCode::SERVICE_UNAVAILABLE,
             failure: Failure::failed(
-                format!("{MAX_FOLLOWERS} clients follow events already"),
+                "as many clients as there is room for follow events already",
                 "End one of them, or ask without following.",
             ),
         })?;
@@ -424,19 +563,11 @@ async fn events(
     Ok(([(header::CONTENT_TYPE, kind)], body).into_response())
 }
 
-/// A span that reaches behind the calendar's first day is one that reaches behind every attempt.
-fn seconds_before(now: Timestamp, seconds: u64) -> Timestamp {
-    i64::try_from(seconds)
-        .ok()
-        .and_then(|seconds| now.checked_sub(SignedDuration::from_secs(seconds)).ok())
-        .unwrap_or(Timestamp::MIN)
-}
-
 /// What a follower hears, until the daemon ends. Holds the follower's slot.
 fn following(
     follower: Follower,
     stopped: watch::Receiver<bool>,
-    slot: OwnedSemaphorePermit,
+    slot: Place,
 ) -> impl futures::Stream<Item = Line> {
     stream::unfold((follower, stopped, slot), |(mut follower, mut stopped, slot)| async move {
         let line = tokio::select! {
@@ -458,7 +589,7 @@ async fn unknown_path(request: Request) -> Problem {
         status: StatusCode::NOT_FOUND,
         failure: Failure::bad_request(
             format!("the control API has no {:?}", request.uri().path()),
-            "Its paths are /v1/status, /v1/rules, /v1/mode, /v1/explain, /v1/reload, /v1/down and /v1/events.",
+            "Its paths are /v1/status, /v1/rules, /v1/mode, /v1/explain, /v1/reload, /v1/confirm, /v1/rollback, /v1/down, /v1/history and /v1/events.",
         ),
     }
 }
@@ -468,7 +599,7 @@ async fn wrong_method(request: Request) -> Problem {
         status: StatusCode::METHOD_NOT_ALLOWED,
         failure: Failure::bad_request(
             format!("{} is not for {}", request.method(), request.uri().path()),
-            "GET reads status, rules and events; POST adds rules or asks for a change; DELETE removes rules.",
+            "GET reads status, rules, history and events; POST adds rules or asks for a change; DELETE removes rules.",
         ),
     }
 }
@@ -504,32 +635,48 @@ impl<S: Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
-        let body = Limited::new(request.into_body(), MAX_BODY_BYTES).collect();
-        let body = timeout(READ_TIME, body).await.map_err(|_| Problem {
-            status: StatusCode::REQUEST_TIMEOUT,
-            failure: Failure::bad_request(
-                format!("the body did not come within {} seconds", READ_TIME.as_secs()),
-                "Send the whole request at once.",
-            ),
-        })?;
-        let body = body.map_err(|error| {
-            if error.is::<LengthLimitError>() {
-                return Problem {
-                    status: StatusCode::PAYLOAD_TOO_LARGE,
-                    failure: Failure::bad_request(
-                        format!("the body is larger than {MAX_BODY_BYTES} bytes"),
-                        "Split it, or name a file of prefixes as a source (@FILE).",
-                    ),
-                };
-            }
-            Failure::bad_request(
-                format!("the body could not be read: {error}"),
-                "Send the request again.",
-            )
-            .into()
-        })?;
-        Ok(parse_body(&body.to_bytes()).map(Self)?)
+        Ok(parse_body(&read_body(request).await?).map(Self)?)
     }
+}
+
+/// As [`Json`], of a body that may be empty.
+struct JsonOrNothing<T>(T);
+
+impl<S: Sync, T: DeserializeOwned + Default> FromRequest<S> for JsonOrNothing<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
+        let body = read_body(request).await?;
+        Ok(if body.is_empty() { Self(T::default()) } else { parse_body(&body).map(Self)? })
+    }
+}
+
+async fn read_body(request: Request) -> Result<Bytes, Problem> {
+    let body = Limited::new(request.into_body(), MAX_BODY_BYTES).collect();
+    let body = timeout(READ_TIME, body).await.map_err(|_| Problem {
+        status: StatusCode::REQUEST_TIMEOUT,
+        failure: Failure::bad_request(
+            format!("the body did not come within {} seconds", READ_TIME.as_secs()),
+            "Send the whole request at once.",
+        ),
+    })?;
+    let body = body.map_err(|error| {
+        if error.is::<LengthLimitError>() {
+            return Problem {
+                status: StatusCode::PAYLOAD_TOO_LARGE,
+                failure: Failure::bad_request(
+                    format!("the body is larger than {MAX_BODY_BYTES} bytes"),
+                    "Split it, or name a file of prefixes as a source (@FILE).",
+                ),
+            };
+        }
+        Failure::bad_request(
+            format!("the body could not be read: {error}"),
+            "Send the request again.",
+        )
+        .into()
+    })?;
+    Ok(body.to_bytes())
 }
 
 /// The request that a body holds.
@@ -572,6 +719,7 @@ mod tests {
             (Method::HEAD, "/v1/status"),
             (Method::GET, "/v1/rules"),
             (Method::GET, "/v1/events"),
+            (Method::GET, "/v1/history"),
             (Method::POST, "/v1/explain"),
         ];
         let changes = [
@@ -580,6 +728,8 @@ mod tests {
             (Method::POST, "/v1/mode"),
             (Method::POST, "/v1/reload"),
             (Method::POST, "/v1/down"),
+            (Method::POST, "/v1/confirm"),
+            (Method::POST, "/v1/rollback"),
             (Method::POST, "/v1/explain/"),
         ];
         for (method, path) in &reads {
@@ -603,13 +753,13 @@ mod tests {
             control: Arc::new(fake),
             hub: Arc::new(Hub::new()),
             stop,
-            followers: Arc::new(Semaphore::new(1)),
+            followers: Arc::new(Room::new(1, 1)),
             own_uid: ROOT,
         });
         let (mut client, stream) = UnixStream::pair().unwrap();
         let request = b"POST /v1/down HTTP/1.1\r\nhost: guard\r\ncontent-length: 0\r\n\r\n";
         client.write_all(request).await.unwrap();
-        serve_connection(stream, MEMBER, router).await;
+        serve_connection(stream, Credentials { uid: MEMBER, pid: None }, router).await;
         let mut answer = String::new();
         client.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
@@ -628,12 +778,5 @@ mod tests {
         assert_eq!(group_number(text, "broken"), None);
         assert_eq!(group_number(text, "gua"), None);
         assert_eq!(group_number("", "guard"), None);
-    }
-
-    #[test]
-    fn a_span_longer_than_the_calendar_asks_for_everything() {
-        let now = Timestamp::UNIX_EPOCH;
-        assert_eq!(seconds_before(now, 60), Timestamp::from_second(-60).unwrap());
-        assert_eq!(seconds_before(now, u64::MAX), Timestamp::MIN);
     }
 }

@@ -19,9 +19,10 @@ use super::{client::Client, server};
 use crate::{
     control::{
         AddRules, BackstopStatus, Change, Control, Enforcement, EventTotals, Explain, Explanation,
-        Failure, FailureKind, Mode, RemoveRules, RuleView, SetMode, Status,
+        Failure, FailureKind, Mode, Reload, RemoveRules, RuleView, SetMode, Status,
     },
     events::{Attempt, Hub, Line},
+    history::{History, Requester, Via},
     rule::{Action, Origin, RuleId},
 };
 
@@ -29,6 +30,7 @@ use crate::{
 #[derive(Default)]
 pub(super) struct Fake {
     pub(super) asked: Arc<Mutex<Vec<String>>>,
+    requesters: Arc<Mutex<Vec<Requester>>>,
 }
 
 impl Fake {
@@ -50,11 +52,12 @@ fn view(source: &str) -> RuleView {
         origin: Origin::Command,
         prefixes: 1,
         wide: false,
+        refresh: None,
     }
 }
 
 fn change(rules: Vec<RuleView>) -> Change {
-    Change { generation: Some(2), rules, notes: Vec::new() }
+    Change { generation: Some(2), rules, notes: Vec::new(), trial: None }
 }
 
 impl Control for Fake {
@@ -63,6 +66,8 @@ impl Control for Fake {
         Ok(Status {
             enforcement: Enforcement::Full,
             missing: Vec::new(),
+            layers: Vec::new(),
+            tables: Vec::new(),
             mode: Mode::Enforce,
             observe_until: None,
             generation: Some(1),
@@ -76,9 +81,12 @@ impl Control for Fake {
             rules: 0,
             wide_rules: Vec::new(),
             idle_rules: Vec::new(),
+            sources: Vec::new(),
             counters: Vec::new(),
             events: EventTotals::default(),
             version: "1".into(),
+            trial: None,
+            rolled_back: false,
         })
     }
 
@@ -87,8 +95,9 @@ impl Control for Fake {
         Ok(vec![view("192.0.2.7")])
     }
 
-    fn add_rules(&self, request: &AddRules) -> Result<Change, Failure> {
+    fn add_rules(&self, request: &AddRules, by: &Requester) -> Result<Change, Failure> {
         self.note(format!("add {request:?}"));
+        self.requesters.lock().unwrap().push(by.clone());
         match request.sources[0].as_str() {
             "panic" => panic!("asked to"),
             "0.0.0.0/0" if !request.yes => {
@@ -100,12 +109,12 @@ impl Control for Fake {
         }
     }
 
-    fn remove_rules(&self, request: &RemoveRules) -> Result<Change, Failure> {
+    fn remove_rules(&self, request: &RemoveRules, _: &Requester) -> Result<Change, Failure> {
         self.note(format!("remove {:?}", request.rules));
         Ok(change(vec![view(&request.rules[0])]))
     }
 
-    fn set_mode(&self, request: &SetMode) -> Result<Change, Failure> {
+    fn set_mode(&self, request: &SetMode, _: &Requester) -> Result<Change, Failure> {
         self.note(format!("mode {:?} {:?}", request.mode, request.for_seconds));
         Ok(change(Vec::new()))
     }
@@ -115,14 +124,29 @@ impl Control for Fake {
         Ok(Explanation { source: request.source, port: "11434".into(), places: Vec::new() })
     }
 
-    fn reload(&self) -> Result<Change, Failure> {
-        self.note("reload");
+    fn reload(&self, request: &Reload, _: &Requester) -> Result<Change, Failure> {
+        self.note(format!("reload {:?}", request.confirm_seconds));
         Ok(change(Vec::new()))
     }
 
-    fn down(&self) -> Result<Vec<String>, Failure> {
+    fn down(&self, _: &Requester) -> Result<Vec<String>, Failure> {
         self.note("down");
         Ok(vec!["the programs are gone".into()])
+    }
+
+    fn confirm(&self, _: &Requester) -> Result<Change, Failure> {
+        self.note("confirm");
+        Ok(change(Vec::new()))
+    }
+
+    fn rollback(&self, _: &Requester) -> Result<Change, Failure> {
+        self.note("rollback");
+        Ok(change(Vec::new()))
+    }
+
+    fn history(&self, since_seconds: Option<u64>) -> Result<History, Failure> {
+        self.note(format!("history {since_seconds:?}"));
+        Ok(History { changes: vec![crate::history::tests::example()], damaged_lines: 1 })
     }
 }
 
@@ -132,6 +156,7 @@ struct Served {
     socket: PathBuf,
     hub: Arc<Hub>,
     asked: Arc<Mutex<Vec<String>>>,
+    requesters: Arc<Mutex<Vec<Requester>>>,
     stop: watch::Sender<bool>,
     server: Option<JoinHandle<()>>,
 }
@@ -141,7 +166,7 @@ impl Served {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("run").join("guard.sock");
         let fake = Fake::default();
-        let asked = Arc::clone(&fake.asked);
+        let (asked, requesters) = (Arc::clone(&fake.asked), Arc::clone(&fake.requesters));
         let hub = Arc::new(Hub::new());
         let (stop, _) = watch::channel(false);
         let (bound, is_bound) = mpsc::channel();
@@ -158,7 +183,7 @@ impl Served {
             }
         });
         is_bound.recv().unwrap();
-        Self { _directory: directory, socket, hub, asked, stop, server: Some(server) }
+        Self { _directory: directory, socket, hub, asked, requesters, stop, server: Some(server) }
     }
 
     fn client(&self) -> Client {
@@ -215,7 +240,26 @@ fn add(source: &str) -> AddRules {
         for_seconds: Some(7200),
         comment: Some("office".into()),
         yes: false,
+        confirm_seconds: None,
     }
+}
+
+/// The daemon finds out by itself who asks.
+fn nobody() -> Requester {
+    Requester::signal()
+}
+
+#[test]
+fn who_asks_is_what_the_kernel_says() {
+    let served = Served::start();
+    served.client().add_rules(&add("192.0.2.8"), &nobody()).unwrap();
+    let requesters = served.requesters.lock().unwrap().clone();
+    let [asker] = &requesters[..] else { panic!("{requesters:?}") };
+    assert_eq!(asker.via, Via::Socket);
+    assert_eq!(asker.uid, Some(rustix::process::getuid().as_raw()));
+    assert_eq!(asker.pid, Some(std::process::id()));
+    let name = std::env::current_exe().unwrap().file_name().unwrap().to_owned();
+    assert!(asker.claimed.as_deref().unwrap().contains(name.to_str().unwrap()), "{asker:?}");
 }
 
 #[test]
@@ -224,14 +268,22 @@ fn every_request_reaches_the_control_plane_and_its_answer_comes_back() {
     let client = served.client();
     assert_eq!(client.status().unwrap().enforcement, Enforcement::Full);
     assert_eq!(client.rules().unwrap(), [view("192.0.2.7")]);
-    assert_eq!(client.add_rules(&add("192.0.2.8")).unwrap().rules, [view("192.0.2.8")]);
+    assert_eq!(client.add_rules(&add("192.0.2.8"), &nobody()).unwrap().rules, [view("192.0.2.8")]);
     let removal = RemoveRules { rules: vec!["3".into()] };
-    assert_eq!(client.remove_rules(&removal).unwrap().rules, [view("3")]);
+    assert_eq!(client.remove_rules(&removal, &nobody()).unwrap().rules, [view("3")]);
     let mode = SetMode { mode: Mode::Observe, for_seconds: Some(600) };
-    assert_eq!(client.set_mode(&mode).unwrap().generation, Some(2));
+    assert_eq!(client.set_mode(&mode, &nobody()).unwrap().generation, Some(2));
     let question = Explain { source: "203.0.113.9".parse().unwrap(), port: None };
     assert_eq!(client.explain(&question).unwrap().source, question.source);
-    assert_eq!(client.reload().unwrap().generation, Some(2));
+    assert_eq!(client.reload(&Reload::default(), &nobody()).unwrap().generation, Some(2));
+    let trial = Reload { confirm_seconds: Some(60) };
+    assert_eq!(client.reload(&trial, &nobody()).unwrap().generation, Some(2));
+    assert_eq!(client.confirm(&nobody()).unwrap().generation, Some(2));
+    assert_eq!(client.rollback(&nobody()).unwrap().generation, Some(2));
+    let history = client.history(Some(3600)).unwrap();
+    assert_eq!(history.changes, [crate::history::tests::example()]);
+    assert_eq!(history.damaged_lines, 1);
+    assert_eq!(served.send("POST", "/v1/reload", "").0, 200);
     assert_eq!(
         served.asked(),
         [
@@ -241,7 +293,12 @@ fn every_request_reaches_the_control_plane_and_its_answer_comes_back() {
             r#"remove ["3"]"#.to_owned(),
             "mode Observe Some(600)".to_owned(),
             "explain 203.0.113.9".to_owned(),
-            "reload".to_owned(),
+            "reload None".to_owned(),
+            "reload Some(60)".to_owned(),
+            "confirm".to_owned(),
+            "rollback".to_owned(),
+            "history Some(3600)".to_owned(),
+            "reload None".to_owned(),
         ]
     );
 }
@@ -254,7 +311,7 @@ fn failures_come_back_as_they_were_with_their_status() {
         ("0.0.0.0/0", 409, FailureKind::NeedsConfirmation),
         ("unlucky", 500, FailureKind::Failed),
     ] {
-        let failure = served.client().add_rules(&add(source)).unwrap_err();
+        let failure = served.client().add_rules(&add(source), &nobody()).unwrap_err();
         assert_eq!(failure.kind, kind, "{source}");
         assert!(failure.fix.is_some(), "{source}");
         let body = serde_json::to_string(&add(source)).unwrap();
@@ -268,7 +325,7 @@ fn failures_come_back_as_they_were_with_their_status() {
 #[test]
 fn lifting_answers_first_and_then_ends_the_daemon() {
     let mut served = Served::start();
-    assert_eq!(served.client().down().unwrap(), ["the programs are gone"]);
+    assert_eq!(served.client().down(&nobody()).unwrap(), ["the programs are gone"]);
     served.server.take().unwrap().join().unwrap();
     assert!(*served.stop.borrow());
     assert!(Client::connect(&served.socket).unwrap().is_none());
@@ -356,6 +413,10 @@ fn unknown_paths_methods_and_queries_are_answered_in_json() {
         ("GET", "/v1/events?follow=maybe", 400, "query"),
         ("GET", "/v1/events?since=-1", 400, "query"),
         ("GET", "/v1/events?until=1", 400, "until"),
+        ("GET", "/v1/history?since=never", 400, "query"),
+        ("GET", "/v1/history?until=1", 400, "until"),
+        ("POST", "/v1/history", 405, "POST is not for /v1/history"),
+        ("GET", "/v1/confirm", 405, "GET is not for /v1/confirm"),
     ] {
         let (answered, answer) = served.send(method, path, "");
         assert_eq!(answered, status, "{method} {path}");
@@ -392,7 +453,7 @@ fn clients_that_say_nothing_hold_up_nobody() {
 fn an_error_inside_a_request_is_told_and_stays_with_its_daemon() {
     let served = Served::start();
     for _ in 0..2 {
-        let failure = served.client().add_rules(&add("panic")).unwrap_err();
+        let failure = served.client().add_rules(&add("panic"), &nobody()).unwrap_err();
         assert_eq!(failure.kind, FailureKind::Failed);
         assert!(failure.fix.unwrap().contains("Restart the daemon"));
     }

@@ -245,6 +245,40 @@ fn sets_stand_between_typed_prefixes_and_local_sources() {
 }
 
 #[test]
+fn names_stand_between_typed_prefixes_and_sets() {
+    let input = Input {
+        ports: vec![tcp(11434)],
+        rules: vec![
+            rule(
+                1,
+                Action::Allow,
+                RuleKind::Name,
+                &["10.1.2.3/32", "10.2.0.1/32", "fd00::1/128"],
+                NO_END,
+            ),
+            rule(2, Action::Deny, RuleKind::Set, &["10.0.0.0/8", "fd00::/8"], NO_END),
+            typed(3, Action::Deny, "10.2.0.0/16", NO_END),
+            rule(4, Action::Allow, RuleKind::Name, &[], NO_END),
+        ],
+        ..Input::default()
+    };
+    let tables = compile(&input).unwrap();
+    for (address, wanted, by) in [
+        ("10.1.2.3", Ruling::Allow, 1),
+        ("fd00::1", Ruling::Allow, 1),
+        ("10.1.2.4", Ruling::Deny, 2),
+        ("fd00::2", Ruling::Deny, 2),
+        // A hand-typed deny wins, however much wider it is.
+        ("10.2.0.1", Ruling::Deny, 3),
+    ] {
+        assert_eq!(ruling(&tables, ip(address), tcp(11434), 0), wanted, "{address}");
+        let answer = resolve(&input, ip(address), tcp(11434), 0);
+        assert_eq!(answer, (wanted, Some(RuleId::command(by))), "{address}");
+    }
+    assert_eq!(ruling(&tables, ip("192.0.2.1"), tcp(11434), 0), Ruling::NoRule);
+}
+
+#[test]
 fn guests_are_this_hosts_without_being_let_in() {
     let input = Input {
         ports: vec![tcp(11434)],
@@ -528,7 +562,9 @@ fn any_rule() -> impl Strategy<Value = InputRule> {
         prop_oneof![
             any_prefix().prop_map(|prefix| (RuleKind::Typed, vec![prefix])),
             vec(any_prefix(), 0..6).prop_map(|prefixes| (RuleKind::Set, prefixes)),
+            // An interface's, and a DNS name's.
             Just((RuleKind::Name, vec![net("0.0.0.0/0"), net("::/0")])),
+            vec(any_prefix(), 0..6).prop_map(|prefixes| (RuleKind::Name, prefixes)),
         ],
         vec(select(vec![tcp(1), tcp(2), tcp(3), tcp(4)]), 0..3),
         select(vec![None, None, Some("br0"), Some("eth0"), Some("eth1"), Some("wg0")]),

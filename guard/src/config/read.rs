@@ -13,7 +13,7 @@ use serde_spanned::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    Attach, AttachPolicy, Config, ConfigError, ConfigErrors, Forwarded, InterfacePattern,
+    Attach, AttachPolicy, Config, ConfigError, ConfigErrors, Enrich, Forwarded, InterfacePattern,
     Interfaces, LocalSources, MAX_ERRORS, Paths, Places,
 };
 use crate::{
@@ -26,13 +26,27 @@ use crate::{
 
 type Value<'a> = Spanned<DeValue<'a>>;
 
-const KEYS: [&str; 9] =
-    ["mode", "ports", "interfaces", "attach", "forwarded", "local", "reject", "rule", "paths"];
+const KEYS: [&str; 10] = [
+    "mode",
+    "ports",
+    "interfaces",
+    "attach",
+    "forwarded",
+    "local",
+    "reject",
+    "rule",
+    "paths",
+    "enrich",
+];
 const RULE_KEYS: [&str; 6] = ["allow", "deny", "ports", "via", "until", "comment"];
+const ENRICH_KEYS: [&str; 1] = ["mmdb"];
 const PATH_KEYS: [&str; 4] = ["pins", "cgroup", "state", "socket"];
 
 /// Keys of the design that this version does not know.
-const LATER_KEYS: [&str; 4] = ["services", "events", "web", "enrich"];
+const LATER_KEYS: [&str; 3] = ["services", "events", "web"];
+
+/// The most MMDB files.
+const MAX_MMDB_FILES: usize = 16;
 
 /// The longest path of a Unix socket (`sun_path` of `include/uapi/linux/un.h`, less the zero at the end).
 const MAX_SOCKET_PATH_BYTES: usize = 107;
@@ -134,6 +148,9 @@ impl Reader<'_> {
         }
         if let Some(value) = table.get("paths") {
             config.paths = self.paths(value);
+        }
+        if let Some(value) = table.get("enrich") {
+            config.enrich = self.enrich(value);
         }
         if let Some(value) = table.get("rule") {
             config.rules = self.rules(value, ports.as_deref());
@@ -314,10 +331,7 @@ impl Reader<'_> {
         self.only_keys(table, &PATH_KEYS, "paths");
         for (key, value) in table {
             let key: &str = key.get_ref();
-            let path = value.get_ref().as_str().map(PathBuf::from).filter(|path| {
-                path.is_absolute() && !path.as_os_str().as_encoded_bytes().contains(&0)
-            });
-            let Some(path) = path else {
+            let Some(path) = value.get_ref().as_str().and_then(full_path) else {
                 if PATH_KEYS.contains(&key) {
                     self.wrong_value(key, value, "Write a full path, from / on.");
                 }
@@ -338,6 +352,29 @@ impl Reader<'_> {
             }
         }
         paths
+    }
+
+    fn enrich(&mut self, value: &Value<'_>) -> Enrich {
+        let mut enrich = Enrich::default();
+        let Some(table) = value.get_ref().as_table() else {
+            self.wrong_value("enrich", value, "Write a table: [enrich].");
+            return enrich;
+        };
+        self.only_keys(table, &ENRICH_KEYS, "enrich");
+        let Some(files) = table.get("mmdb") else { return enrich };
+        let items = one_or_list(files);
+        if items.len() > MAX_MMDB_FILES {
+            let what = format!("{} MMDB files are named here", items.len());
+            self.error(files.span(), what, format!("Name at most {MAX_MMDB_FILES}."));
+            return enrich;
+        }
+        for item in items {
+            match item.get_ref().as_str().and_then(full_path) {
+                Some(path) => enrich.mmdb.push(path),
+                None => self.wrong_value("mmdb", item, "Write the full path of a file, from / on."),
+            }
+        }
+        enrich
     }
 
     fn rules(&mut self, value: &Value<'_>, guarded: Option<&[GuardedPort]>) -> Vec<Rule> {
@@ -480,6 +517,11 @@ impl Reader<'_> {
         }
         Some(comment.to_owned())
     }
+}
+
+fn full_path(text: &str) -> Option<PathBuf> {
+    let path = PathBuf::from(text);
+    (path.is_absolute() && !text.contains('\0')).then_some(path)
 }
 
 /// The items of a list, or the value itself.

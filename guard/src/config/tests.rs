@@ -170,6 +170,20 @@ fn wrong_values_are_named_with_their_place() {
 }
 
 #[test]
+fn mmdb_files_are_named_by_their_full_paths() {
+    let read = |text| Config::parse(text, Path::new("/etc/guard/guard.toml"));
+    let config = read("[enrich]\nmmdb = [\"/a.mmdb\", \"/b.mmdb\"]").unwrap();
+    assert_eq!(config.enrich.mmdb, [PathBuf::from("/a.mmdb"), PathBuf::from("/b.mmdb")]);
+    assert_eq!(read("[enrich]\nmmdb = \"/a.mmdb\"").unwrap().enrich.mmdb.len(), 1);
+    assert!(read("[enrich]").unwrap().enrich.mmdb.is_empty());
+    assert_error("enrich = 1", "1:10", "enrich can't be 1", "[enrich]");
+    assert_error("[enrich]\nmmdb = [\"a.mmdb\"]", "2:9", "mmdb can't be", "full path");
+    assert_error("[enrich]\nasn = 1", "2:1", "\"asn\" is not a key of enrich", "mmdb");
+    let many = format!("[enrich]\nmmdb = [{}]", "\"/a\", ".repeat(17));
+    assert_error(&many, "2:8", "17 MMDB files", "at most 16");
+}
+
+#[test]
 fn unknown_keys_are_errors() {
     assert_error("port = 1", "1:1", "\"port\" is not a key", "mode, ports, interfaces");
     assert_error("[paths]\nlock = \"/x\"", "2:1", "\"lock\" is not a key of paths", "pins, cgroup");
@@ -179,7 +193,6 @@ fn unknown_keys_are_errors() {
         ("services = [\"ollama\"]", "services"),
         ("[events]\njsonl = \"/x\"", "events"),
         ("[web]\nlisten = \"127.0.0.1:9434\"", "web"),
-        ("[enrich]", "enrich"),
     ] {
         let place = if text.starts_with('[') { "1:2" } else { "1:1" };
         let what = format!("{key} is not supported by this version");
@@ -196,7 +209,8 @@ const WRONG_RULES: &[(&str, &str, &str, &str)] = &[
     ("allow = 1", "2:9", "a source can't be 1", "192.0.2.0/24"),
     ("allow = [\"lan\",\n  \"192.0.2.7/24\"]", "3:3", "bits set", "192.0.2.0/24"),
     ("deny = \"127.0.0.1\"", "2:8", "loopback can't be denied", "Leave the rule out"),
-    ("allow = \"host.example.org\"", "2:9", "DNS name", "addresses"),
+    ("deny = \"host.example.org\"", "2:8", "says who to let in", "Deny its addresses"),
+    ("allow = \"host_1.example.org\"", "2:9", "is not a DNS name", "host.example.org"),
     ("allow = \"lan\"\nvia = 7", "3:7", "via can't be 7", "eth0"),
     ("allow = \"lan\"\nvia = \"eth*\"", "3:7", "stands for several interfaces", "bridge or bond"),
     ("allow = \"lan\"\nvia = \"\"", "3:7", "can't be the name of an interface", "eth0"),

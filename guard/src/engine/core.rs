@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     mem,
+    path::PathBuf,
 };
 
 use guard_common::{
@@ -20,7 +21,8 @@ use super::{
     Place, coverage, cutting,
     facts::{Facts, documentation_address},
     settings::{self, Settings},
-    start, status,
+    start,
+    status::{self, Missing},
 };
 use crate::{
     compile::{self, Input, Via},
@@ -29,11 +31,13 @@ use crate::{
         Change, Explain, Explanation, Failure, InterfaceStatus, Mode, PlaceVerdict, RuleView,
         Status,
     },
+    history::{Asked, Standing},
     host::{
         bpffs,
         cgroup::{self, Scope},
         forwarders, reserved_ports,
     },
+    kept_names,
     kernel::{
         KernelError,
         attach::{self, Attacher},
@@ -46,9 +50,10 @@ use crate::{
         tables::{PolicyMaps, Ready, Terms},
     },
     output::text::{count, count_of},
-    policy::{Clock, Policy, Sets},
-    rule::{GuardedPort, InterfaceName},
+    policy::{Clock, Policy, Sets, Unreadable, names::Answer},
+    rule::{DnsName, GuardedPort, InterfaceName},
     state::{RunFlags, State},
+    trial::{self, Trial},
 };
 
 /// Ends nearer to each other than this are the same.
@@ -60,12 +65,14 @@ pub struct Core {
     pub settings: Settings,
     pub state: State,
     pub pins: Pins,
+    /// What was wrong with the state file, where nothing of it is known.
+    pub lost: Option<String>,
     /// Why enforcement would not outlive the daemon.
     pub mortal: Option<String>,
     /// `None` while nothing is loaded.
     pub maps: Option<PolicyMaps>,
     /// The sets of files, as they were when they were read.
-    sets: Sets,
+    pub(super) sets: Sets,
     /// What the policy in force was compiled from, where this engine put it there.
     in_force: Option<Input>,
     /// Every port that is guarded stays guarded, whatever became of the flags of the daemon that guarded it: only a start and a
@@ -74,22 +81,39 @@ pub struct Core {
     pub is_daemon: bool,
     /// Counts the policies put in force.
     pub policies: watch::Sender<u64>,
+    /// The trial of this state, and when it is over in nanoseconds of boot time.
+    pub(super) trial: Option<(Trial, u64)>,
+    /// What a configuration on trial has taken the place of, where this engine put it in force.
+    pub(super) before_trial: Option<(Settings, Sets)>,
     _lock: Lock,
 }
 
 /// What a new policy takes over from the one before, whatever its rules say.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Basis {
     sets: Sets,
     /// These stay guarded.
     ports: Vec<GuardedPort>,
     keeps_ports: bool,
+    /// What is done with files that are not read yet and can't be.
+    unreadable: Unreadable,
 }
 
 impl Basis {
-    /// Nothing: files are read again, and which ports are guarded is said anew.
-    pub fn anew() -> Self {
-        Self::default()
+    /// With what is said of names beside it.
+    pub fn with_answers(mut self, answers: Vec<(DnsName, Answer)>) -> Self {
+        self.sets.take(answers, Timestamp::now());
+        self
+    }
+
+    /// For a start where nothing is in force: a host is not left open for want of a file.
+    pub fn whatever_can_be_read(self) -> Self {
+        Self { unreadable: Unreadable::Shown, ..self }
+    }
+
+    /// With files as they were read once.
+    pub fn with_sets(self, sets: Sets) -> Self {
+        Self { sets, ..self }
     }
 
     /// All rules: the file's, the flags', and those made by command.
@@ -113,39 +137,73 @@ pub struct Prepared {
 /// A change that is ready to be made.
 pub struct Planned {
     policy: Prepared,
-    settings: Settings,
-    state: State,
+    pub(super) settings: Settings,
+    pub(super) state: State,
     facts: Facts,
 }
 
 impl Core {
     pub fn open(place: &Place) -> Result<Self, Failure> {
-        let config = settings::load(place)?;
+        let file = settings::load(place)?;
+        let paths = &file.config.paths;
         probe::check_root()?;
-        let lock = Lock::take(&config.paths.lock())?;
-        let loaded = State::load(&config.paths.state)?;
-        let root = bpffs::locate(&config.paths.pins)
+        probe::allow_open_files();
+        let lock = Lock::take(&paths.lock())?;
+        let loaded = State::load(&paths.state)?;
+        let root = bpffs::locate(&paths.pins)
             .map_err(|error| Failure::failed(error.to_string(), error.fix()))?;
-        let pins = Pins::new(root.path, &config.paths.pins);
+        let pins = Pins::new(root.path, &paths.pins);
         pins.refuse_newer()?;
         let maps = pins.are_complete().then(|| PolicyMaps::open(&pins)).transpose()?;
-        for warning in loaded.warning.iter().chain(&root.note) {
+        let (names, bad_names) = kept_names::load(&paths.state, Timestamp::now());
+        for warning in loaded.warning.iter().chain(&root.note).chain(&bad_names) {
             log::warn!("{warning}");
         }
-        Ok(Self {
+        let mut state = loaded.state;
+        let in_force = settings::in_force(place, file, &mut state)?;
+        let mut core = Self {
             place: place.clone(),
-            settings: Settings::new(config, &loaded.state.run)?,
-            state: loaded.state,
+            settings: Settings::new(in_force, &state.run)?,
+            state,
             pins,
+            lost: loaded.warning.filter(|_| loaded.is_lost),
             mortal: (!root.outlives_us).then(|| root.note.unwrap_or_default()),
             maps,
-            sets: Sets::default(),
+            sets: Sets::with_names(names),
             in_force: None,
             keeps_ports: true,
             is_daemon: false,
             policies: watch::Sender::new(0),
+            trial: None,
+            before_trial: None,
             _lock: lock,
-        })
+        };
+        let clock = core.clock();
+        core.state.follow_clock(&clock);
+        core.note_trial();
+        Ok(core)
+    }
+
+    /// Moves what ends after a span where the clock was set, and keeps it so.
+    pub fn follow_clock(&mut self) {
+        let clock = self.clock();
+        let Some(step) = self.state.follow_clock(&clock) else { return };
+        self.note_trial();
+        log::info!("the clock was set by {step:#}: what ends after a time ends when it would have");
+        self.save_state();
+    }
+
+    /// Keeps the time, so that a clock that is behind it after the next start is not believed.
+    pub fn keep_time(&mut self) {
+        let clock = self.clock();
+        self.state.note_clock(&clock);
+        self.save_state();
+    }
+
+    fn save_state(&self) {
+        if let Err(error) = self.state.save(&self.settings.config.paths.state, Timestamp::now()) {
+            log::warn!("{error}");
+        }
     }
 
     pub fn follow_binds(&self) -> Option<Binds> {
@@ -171,9 +229,18 @@ impl Core {
         &self,
         facts: &Facts,
     ) -> Result<Option<(Prepared, Vec<String>)>, Failure> {
-        let basis = self.basis()?;
+        self.plan_with(facts, self.sets.clone())
+    }
+
+    /// As [`Self::plan_following`], with these sets.
+    pub fn plan_with(
+        &self,
+        facts: &Facts,
+        sets: Sets,
+    ) -> Result<Option<(Prepared, Vec<String>)>, Failure> {
+        let basis = Basis { sets, ..self.basis()? };
         let policy = basis.policy(&self.settings, &self.state);
-        let sets = basis.sets.completed(&policy.rules)?;
+        let sets = basis.sets.completed(&policy.rules, self.mmdb(), basis.unreadable)?;
         let mut input = self.input(&self.settings, &policy, &sets, facts)?;
         let terms = self.terms(&input, &self.settings, &self.state)?;
         let header = self.maps.as_ref().map(PolicyMaps::header).transpose()?.flatten();
@@ -211,7 +278,12 @@ impl Core {
 
     pub fn clock(&self) -> Clock {
         let wall = Timestamp::now();
-        Clock { wall, boot_ns: probe::boot_ns(), trusted: wall >= self.state.newest_time }
+        Clock {
+            wall,
+            boot_ns: probe::boot_ns(),
+            boot_id: probe::boot_id(),
+            trusted: wall >= self.state.newest_time,
+        }
     }
 
     /// What a change takes over that neither reads files again nor says which ports are guarded.
@@ -220,7 +292,48 @@ impl Core {
             (Some(maps), true) => maps.ports_in_force()?,
             _ => Vec::new(),
         };
-        Ok(Basis { sets: self.sets.clone(), ports, keeps_ports: self.keeps_ports })
+        Ok(Basis {
+            sets: self.sets.clone(),
+            ports,
+            keeps_ports: self.keeps_ports,
+            unreadable: Unreadable::Refused,
+        })
+    }
+
+    /// What a start and a reload begin from: files are read again, and which ports are guarded is said anew.
+    pub fn anew(&self) -> Basis {
+        Basis {
+            sets: self.sets.only_names(),
+            ports: Vec::new(),
+            keeps_ports: false,
+            unreadable: Unreadable::Refused,
+        }
+    }
+
+    /// What sources stand for.
+    pub fn sets(&self) -> &Sets {
+        &self.sets
+    }
+
+    /// Keeps sets that make no other policy.
+    pub fn keep_sets(&mut self, sets: Sets) {
+        self.sets = sets;
+    }
+
+    /// The files that say which networks a country has.
+    pub fn mmdb(&self) -> &[PathBuf] {
+        &self.settings.config.enrich.mmdb
+    }
+
+    /// Keeps the answers for names across restarts.
+    pub fn save_names(&self) -> Result<(), String> {
+        let directory = &self.settings.config.paths.state;
+        kept_names::save(directory, self.sets.names()).map_err(|error| {
+            format!(
+                "the answers for names can't be kept in {}, and after a restart they are asked for anew: {error}",
+                directory.display()
+            )
+        })
     }
 
     /// The policy that these settings and this state come to now.
@@ -286,6 +399,7 @@ impl Core {
         if self.maps.is_none() {
             self.pins.refuse_older()?;
         }
+        self.refuse_what_is_lost()?;
         let facts = Facts::gather(&settings.config)?;
         let policy = self.prepare(&settings, &state, &facts, basis)?;
         Ok(Planned { policy, settings, state, facts })
@@ -299,27 +413,76 @@ impl Core {
         basis: Basis,
     ) -> Result<Prepared, Failure> {
         let policy = basis.policy(settings, state);
-        let sets = basis.sets.completed(&policy.rules)?;
+        let mmdb = &settings.config.enrich.mmdb;
+        let sets = basis.sets.completed(&policy.rules, mmdb, basis.unreadable)?;
         let input = self.input(settings, &policy, &sets, facts)?;
         let terms = self.terms(&input, settings, state)?;
         let ready = Ready::new(compile::compile(&input)?)?;
         Ok(Prepared { input, ready, terms, sets, keeps_ports: basis.keeps_ports })
     }
 
+    /// Puts in force what was planned, keeps it, and keeps who asked for it.
+    pub fn carry_out(&mut self, planned: Planned, asked: &Asked) -> Result<Option<u64>, Failure> {
+        let before = self.standing()?;
+        let is_announced = self.announce_trial(&planned)?;
+        let puts = *self.policies.borrow();
+        let generation = self.put_and_keep(planned);
+        // One that was put and not taken back is in force, whatever else has failed.
+        if generation.is_ok() || *self.policies.borrow() == puts + 1 {
+            self.record(asked, &before, self.standing());
+        }
+        if generation.is_err() && is_announced {
+            self.withdraw_trial();
+        }
+        generation
+    }
+
     /// Puts in force what was planned, and keeps it. When it can't be kept, what was in force comes back.
-    pub fn carry_out(&mut self, planned: Planned) -> Result<Option<u64>, Failure> {
+    pub fn put_and_keep(&mut self, planned: Planned) -> Result<Option<u64>, Failure> {
         let Planned { policy, settings, mut state, facts } = planned;
         let before = self.basis()?;
         let generation = self.put(policy)?;
-        state.newest_time = state.newest_time.max(self.clock().wall);
+        state.note_clock(&self.clock());
         if let Err(error) = state.save(&settings.config.paths.state, Timestamp::now()) {
             let back = self.prepare(&self.settings, &self.state, &facts, before)?;
             self.put(back)?;
             return Err(error.into());
         }
+        self.go_by(settings, state);
+        Ok(generation)
+    }
+
+    /// As [`Self::put_and_keep`], for a start: a host is guarded also where nothing can be written. Returns why it was not kept.
+    pub fn put_at_start(&mut self, planned: Planned) -> Result<Option<String>, Failure> {
+        let Planned { policy, settings, mut state, .. } = planned;
+        self.put(policy)?;
+        state.note_clock(&self.clock());
+        let kept = state.save(&settings.config.paths.state, Timestamp::now());
+        self.go_by(settings, state);
+        Ok(kept.err().map(|error| format!("rules can't be made by command: {error}")))
+    }
+
+    fn go_by(&mut self, settings: Settings, state: State) {
         self.state = state;
         self.settings = settings;
-        Ok(generation)
+        self.lost = None;
+        self.note_trial();
+    }
+
+    /// # Errors
+    /// Where a policy is in force whose rules made by command nobody knows any more: whatever is put in its place would lack them.
+    pub fn refuse_what_is_lost(&self) -> Result<(), Failure> {
+        match &self.lost {
+            Some(why) if self.maps.is_some() || self.pins.older()?.is_some() => {
+                Err(Failure::failed(
+                    format!(
+                        "nothing is changed, since what is in force would lose its rules made by command. {why}"
+                    ),
+                    "Put the state file back from a copy; or lift everything with `guard down`, then start anew.",
+                ))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Puts a policy in force; `None` while nothing is loaded.
@@ -384,7 +547,7 @@ impl Core {
             covered.extend(interfaces.into_iter().filter(has_hook).map(|it| it.index));
         }
         let idle = |name: &InterfaceName| coverage::idle(config, facts, &covered, name);
-        let sets = self.sets.clone().completed(&policy.rules)?;
+        let sets = self.sets.clone().completed(&policy.rules, self.mmdb(), Unreadable::Shown)?;
         Ok(policy.views(&sets, &facts.lan, &self.clock(), idle))
     }
 
@@ -402,11 +565,16 @@ impl Core {
                 "no daemon is running: this was put in force in the kernel directly".to_owned(),
             );
         }
-        Change { generation, rules, notes }
+        Change { generation, rules, notes, trial: self.state.trial.as_ref().map(Trial::view) }
     }
 
     pub fn status(&self) -> Result<Status, Failure> {
         status::status(self)
+    }
+
+    /// What should be in force and is not.
+    pub fn missing(&self, facts: &Facts) -> Result<Vec<Missing>, Failure> {
+        Ok(status::health(self, &self.policy()?, facts)?.missing)
     }
 
     pub fn rules(&self) -> Result<Vec<RuleView>, Failure> {
@@ -423,7 +591,7 @@ impl Core {
         let facts = Facts::gather(&self.settings.config)?;
         let basis = self.basis()?;
         let policy = basis.policy(&self.settings, &self.state);
-        let sets = basis.sets.completed(&policy.rules)?;
+        let sets = basis.sets.completed(&policy.rules, self.mmdb(), basis.unreadable)?;
         let input = self.input(&self.settings, &policy, &sets, &facts)?;
         let port: GuardedPort = match &request.port {
             Some(text) => text.parse()?,
@@ -481,7 +649,18 @@ impl Core {
         Ok(Explanation { source, port: port.to_string(), places })
     }
 
-    pub fn down(&mut self) -> Result<Vec<String>, Failure> {
+    pub fn down(&mut self, asked: &Asked) -> Result<Vec<String>, Failure> {
+        let before = self.standing()?;
+        let lifted = self.lift();
+        // Whatever has failed: once the tables are let go of, nothing is decided by them any more.
+        if lifted.is_ok() || self.maps.is_none() && before.generation.is_some() {
+            let after = Standing { generation: None, ports: Vec::new(), ..before.clone() };
+            self.record(asked, &before, Ok(after));
+        }
+        lifted
+    }
+
+    fn lift(&mut self) -> Result<Vec<String>, Failure> {
         let mut lifted = Vec::new();
         let facts = Facts::gather(&self.settings.config)?;
         let hooks = attach::uncover_all(&self.pins, &facts.attached())?;
@@ -510,7 +689,11 @@ impl Core {
         self.state.mode = None;
         self.state.observe_until = None;
         self.state.run = RunFlags::default();
+        trial::undo(&mut self.state);
+        self.state.rolled_back = false;
+        self.note_trial();
         self.state.save(&self.settings.config.paths.state, Timestamp::now())?;
+        trial::forget(&self.settings.config.paths.state);
         if lifted.is_empty() {
             lifted.push("nothing was in force".to_owned());
         }

@@ -10,10 +10,11 @@ use guard_common::verdict::Hook;
 
 use crate::{
     config::{Attach, Config, Interfaces},
-    control::InterfaceStatus,
+    control::{InterfaceStatus, Layer},
     engine::{
         facts::Facts,
         ladder::{self, Choice},
+        status::Missing,
     },
     host::{
         interfaces::{Class, Interface},
@@ -302,7 +303,7 @@ pub fn report(
     config: &Config,
     facts: &Facts,
     links: &[OwnLink],
-) -> Result<(Vec<InterfaceStatus>, Vec<String>), KernelError> {
+) -> Result<(Vec<InterfaceStatus>, Vec<Missing>), KernelError> {
     let own = links::own_programs(pins.instance)?;
     let wanted = wanted(config, facts);
     let mut interfaces = Vec::new();
@@ -317,23 +318,28 @@ pub fn report(
         if let (Some(asked), None) = (asked, covered.way)
             && !asked.ladder.is_empty()
         {
+            let name = &interface.name;
             missing.push(if interface.is_edge() {
-                format!(
-                    "{} is not covered: what is forwarded to it is judged at the sockets only, where NAT may have hidden its source; the daemon's log says why",
-                    interface.name
+                Missing::new(
+                    Layer::Edge,
+                    format!("{name} is not covered: what is forwarded to it is judged at the sockets only, where NAT may have hidden its source; the daemon's log says why, and `guard reload` tries again"),
                 )
             } else {
-                format!(
-                    "{} is not covered: its packets are stopped at the sockets only; the daemon's log says why",
-                    interface.name
+                Missing::new(
+                    Layer::Interfaces,
+                    format!("{name} is not covered: its packets are stopped at the sockets only; the daemon's log says why, and `guard reload` tries again"),
                 )
             });
         }
         if !covered.before_ours.is_empty() {
-            missing.push(format!(
-                "{} before guard on {}: what is let pass there is stopped at the sockets only",
-                stands(&covered.before_ours),
-                interface.name
+            let layer = if interface.is_edge() { Layer::Edge } else { Layer::Interfaces };
+            missing.push(Missing::new(
+                layer,
+                format!(
+                    "{} before guard on {}: what is let pass there is stopped at the sockets only; `bpftool net` shows whose it is",
+                    stands(&covered.before_ours),
+                    interface.name
+                ),
             ));
         }
         interfaces.push(InterfaceStatus {

@@ -1,12 +1,15 @@
 //! The configuration with the flags of `guard run` laid over it.
 
+use std::path::Path;
+
 use crate::{
     config::{Config, Interfaces},
     control::{Failure, Mode},
     engine::Place,
     host::cgroup::{self, CgroupError, CgroupRoot},
     rule::{Action, Origin, Rule, RuleId, parse_port_list},
-    state::RunFlags,
+    state::{RunFlags, State},
+    trial::{self, Trial},
 };
 
 /// What the policy is made from, beside the rules made by command.
@@ -16,20 +19,79 @@ pub struct Settings {
     pub config: Config,
     /// Of `--allow`.
     pub flag_rules: Vec<Rule>,
+    /// The configuration's own text.
+    pub text: String,
+}
+
+/// A configuration as it was read.
+pub struct Loaded {
+    pub config: Config,
+    pub text: String,
 }
 
 /// Reads the configuration.
 ///
 /// # Errors
 /// When it is bad, or was named and is not there.
-pub fn load(place: &Place) -> Result<Config, Failure> {
-    Ok(Config::load(&place.config, place.is_named)?)
+pub fn load(place: &Place) -> Result<Loaded, Failure> {
+    parse(place, Config::text(&place.config, place.is_named)?)
+}
+
+fn parse(place: &Place, text: String) -> Result<Loaded, Failure> {
+    Ok(Loaded { config: Config::parse(&text, &place.config)?, text })
+}
+
+/// The configuration that this state goes by: the file's as it was loaded, unless one is on trial, or the file's is the very one
+/// that was rolled back. A file that was changed since then is taken, and the state no longer says that it was.
+///
+/// # Errors
+/// When a text that was kept can't be read.
+pub fn in_force(place: &Place, file: Loaded, state: &mut State) -> Result<Loaded, Failure> {
+    let kept = |name| trial::kept(&file.config.paths.state, name);
+    if state.trial.as_ref().is_some_and(Trial::is_of_configuration) {
+        return match kept(trial::UNCONFIRMED_NAME)? {
+            Some(text) => parse(place, text),
+            None => Ok(file),
+        };
+    }
+    if !state.rolled_back {
+        return Ok(file);
+    }
+    if kept(trial::UNCONFIRMED_NAME)?.as_ref() == Some(&file.text) {
+        if let Some(text) = kept(trial::BEFORE_NAME)? {
+            return parse(place, text);
+        }
+        log::warn!(
+            "the configuration from before the trial is no longer in {}: the file's is taken",
+            file.config.paths.state.display()
+        );
+    }
+    state.rolled_back = false;
+    Ok(file)
+}
+
+/// The configuration from before the one on trial.
+///
+/// # Errors
+/// When it was not kept or can't be read.
+pub fn before_trial(place: &Place, state_directory: &Path) -> Result<Loaded, Failure> {
+    let text = trial::kept(state_directory, trial::BEFORE_NAME)?.ok_or_else(|| {
+        Failure::failed(
+            format!(
+                "the configuration from before the trial is not in {}, so the trial can't be rolled back",
+                state_directory.display()
+            ),
+            "`guard confirm` keeps the one on trial; then put the right one in force with `guard reload`.",
+        )
+    })?;
+    parse(place, text)
 }
 
 impl Settings {
     /// # Errors
     /// When a flag is not well formed.
-    pub fn new(mut config: Config, flags: &RunFlags) -> Result<Self, Failure> {
+    pub fn new(loaded: Loaded, flags: &RunFlags) -> Result<Self, Failure> {
+        let Loaded { mut config, text } = loaded;
         if !flags.ports.is_empty() {
             config.ports = parse_port_list(&flags.ports)?;
         }
@@ -60,7 +122,7 @@ impl Settings {
                 })
             })
             .collect::<Result<_, Failure>>()?;
-        Ok(Self { config, flag_rules })
+        Ok(Self { config, flag_rules, text })
     }
 
     /// These settings with the configuration read again.

@@ -5,15 +5,16 @@ use std::{env, net::IpAddr};
 use guard_common::packet::Protocol;
 
 use super::{
-    core::{Basis, Core, Prepared},
+    core::{Core, Prepared},
     coverage, cutting,
     facts::Facts,
-    settings::Settings,
+    settings::{self, Loaded, Settings},
 };
 use crate::{
     compile::Tables,
     config::LocalSources,
     control::Failure,
+    history::{Asked, Kind, Requester, Standing},
     host::{
         reserved_ports,
         sockets::{
@@ -22,11 +23,12 @@ use crate::{
         },
     },
     kernel::{attach::Attacher, load, probe, tables::PolicyMaps},
-    output::text::count_of,
+    output::text::{count_of, escaped},
     policy,
     rule::GuardedPort,
     startup::Startup,
     state::{RunFlags, State},
+    trial::{self, Trial},
 };
 
 /// Ollama's, the port of the service that guard knows.
@@ -34,18 +36,36 @@ const KNOWN_SERVICE: GuardedPort = GuardedPort { protocol: Protocol::Tcp, number
 
 impl Core {
     /// See [`super::Engine::start`]. Also returns what did not work.
-    pub fn start(&mut self, flags: RunFlags, yes: bool) -> Result<(Startup, Vec<String>), Failure> {
+    pub fn start(
+        &mut self,
+        flags: RunFlags,
+        yes: bool,
+        asked: &Asked,
+    ) -> Result<(Startup, Vec<String>), Failure> {
         probe::check()?;
+        let mut before = self.standing()?;
+        if before.generation.is_none() {
+            before = Standing { rules: Vec::new(), ports: Vec::new(), ..before };
+        }
         // All that can be refused comes before anything is touched.
-        let settings = Settings::new(super::settings::load(&self.place)?, &flags)?;
         let mut state = State { run: flags, ..self.state.clone() };
+        self.refuse_what_is_lost()?;
+        // From here on it is as if there had been none.
+        self.lost = None;
+        let rolled_back = self.trial_to_roll_back(&mut state);
+        let settings = Settings::new(self.configuration(&mut state)?, &state.run)?;
         self.is_daemon = true;
         let facts = Facts::gather(&settings.config)?;
         for rule in &settings.flag_rules {
             policy::check_wide(rule.action, &rule.source, yes)?;
         }
-        let policy = self.prepare(&settings, &state, &facts, Basis::anew())?;
+        let is_fresh = self.maps.is_none() && self.pins.older()?.is_none();
+        let basis = self.anew();
+        let basis = if is_fresh { basis.whatever_can_be_read() } else { basis };
+        let policy = self.prepare(&settings, &state, &facts, basis)?;
         let tables = policy.ready.tables();
+        // What is rolled back to held before: nobody is asked about it anew.
+        let yes = yes || rolled_back.is_some();
         check_sessions(&self.newly_guarded(&settings)?, tables, &settings, yes)?;
         let peers = peers_cut(tables, &settings);
         let exposed = sockets::listeners(&policy.input.every_port());
@@ -65,14 +85,25 @@ impl Core {
         problems.extend(
             loaded.no_xdp.map(|why| format!("this kernel did not take the XDP program: {why}")),
         );
-        if let Err(failure) = self.cover_sockets(&settings) {
-            problems.push(format!("the backstop is missing: {failure}"));
+        // The policy is in force from here on, and is told of whatever fails now.
+        let armed = self.arm(settings, state, &facts, &mut problems);
+        if let Some(what) = rolled_back {
+            let what = format!("not confirmed: {what}");
+            let itself = Asked::new(Kind::Rollback, &what, &Requester::itself());
+            self.record(&itself, &before, self.standing());
+            log::warn!("rolled back, {}", escaped(&what));
+            before = self.standing().unwrap_or(before);
         }
-        problems.extend(coverage::cover(&self.pins, &settings.config, &facts)?);
-        problems.extend(reserve_ports(&settings, &mut state));
-        problems.extend(load::forget_older(&self.pins)?);
-        // Again, now that it is known whether there is a backstop to leave the undecidable to.
-        self.carry_out(self.plan(settings, state, self.basis()?)?)?;
+        self.record(asked, &before, self.standing());
+        armed?;
+        if self.state.rolled_back {
+            log::warn!(
+                "the configuration in force is not that of {}, which was tried and not confirmed: `guard reload` takes it",
+                self.place.config.display()
+            );
+        } else if self.state.trial.is_none() {
+            trial::forget(&self.settings.config.paths.state);
+        }
         let cut = self.cut();
         problems.extend(cut.problems.iter().cloned());
 
@@ -89,6 +120,47 @@ impl Core {
             adopted,
         };
         Ok((startup, problems))
+    }
+
+    /// Covers sockets and interfaces. Adds what did not work.
+    fn arm(
+        &mut self,
+        settings: Settings,
+        mut state: State,
+        facts: &Facts,
+        problems: &mut Vec<String>,
+    ) -> Result<(), Failure> {
+        if let Err(failure) = self.cover_sockets(&settings) {
+            problems.push(format!("the backstop is missing: {failure}"));
+        }
+        problems.extend(coverage::cover(&self.pins, &settings.config, facts)?);
+        problems.extend(reserve_ports(&settings, &mut state));
+        problems.extend(load::forget_older(&self.pins)?);
+        // Again, now that it is known whether there is a backstop to leave the undecidable to.
+        problems.extend(self.put_at_start(self.plan(settings, state, self.basis()?)?)?);
+        Ok(())
+    }
+
+    /// Takes a trial that a daemon's end has left open out of the state: one of a configuration at once, since nobody has kept
+    /// its time, and one of rules when it is over. Returns what it was.
+    fn trial_to_roll_back(&self, state: &mut State) -> Option<String> {
+        let is_over = self.trial_left_ns() == Some(0);
+        let is_to_go = |trial: &Trial| is_over || trial.is_of_configuration();
+        if state.trial.as_ref().is_some_and(is_to_go) {
+            trial::undo(state).map(|trial| trial.what)
+        } else {
+            None
+        }
+    }
+
+    /// The configuration to start with: the file's, unless that is the very one that was rolled back.
+    fn configuration(&self, state: &mut State) -> Result<Loaded, Failure> {
+        let file = settings::load(&self.place)?;
+        let was_on_trial = self.state.trial.as_ref().is_some_and(Trial::is_of_configuration);
+        if was_on_trial {
+            return settings::before_trial(&self.place, &file.config.paths.state);
+        }
+        settings::in_force(&self.place, file, state)
     }
 
     /// Puts a policy in force in tables that have just been made or adopted.

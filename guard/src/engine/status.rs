@@ -1,10 +1,15 @@
 //! `guard status`: what the kernel says is in force, held against what should be.
 
-use guard_common::abi::NO_END;
+use std::collections::HashSet;
+
+use guard_common::abi::{NO_END, PolicyHeader};
 
 use super::{core::Core, coverage, facts::Facts};
 use crate::{
-    control::{BackstopStatus, Enforcement, EventTotals, Failure, Mode, PublishedPort, Status},
+    control::{
+        BackstopStatus, Enforcement, EventTotals, Failure, InterfaceStatus, Layer, LayerStatus,
+        Mode, PublishedPort, RuleView, SourceStatus, Status,
+    },
     events::BootClock,
     host::{
         cgroup::Scope,
@@ -12,54 +17,102 @@ use crate::{
     },
     kernel::{KernelError, attach, counters::Counters, links, probe, tables::PolicyMaps},
     output,
-    rule::GuardedPort,
+    policy::Policy,
+    rule::{Action, GuardedPort},
+    trial::Trial,
 };
+
+/// Something that should be in force and is not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    pub layer: Layer,
+    /// One sentence, which names what mends it.
+    pub what: String,
+}
+
+impl Missing {
+    pub fn new(layer: Layer, what: impl Into<String>) -> Self {
+        Self { layer, what: what.into() }
+    }
+}
+
+/// What is in force, held against what should be.
+pub struct Health {
+    pub missing: Vec<Missing>,
+    interfaces: Vec<InterfaceStatus>,
+    backstop: BackstopStatus,
+    published: Vec<PublishedPort>,
+    header: Option<PolicyHeader>,
+    is_older: bool,
+}
+
+/// # Errors
+/// When the kernel's lists can't be walked or the host not be asked.
+pub fn health(core: &Core, policy: &Policy, facts: &Facts) -> Result<Health, Failure> {
+    let config = &core.settings.config;
+    let links = links::ours(&core.pins)?;
+    let header = core.maps.as_ref().map(PolicyMaps::header).transpose()?.flatten();
+    let (interfaces, uncovered) = coverage::report(&core.pins, config, facts, &links)?;
+    let backstop = backstop(core, attach::backstop(&links));
+
+    let mut missing = Vec::new();
+    let older = core.pins.refuse_older().err().filter(|_| header.is_none());
+    match &older {
+        Some(older) => {
+            missing
+                .push(Missing::new(Layer::Policy, format!("{older}: `guard run` takes it over")));
+        }
+        None if header.is_none() => missing
+            .push(Missing::new(Layer::Policy, "no policy is in force: `guard run` puts one there")),
+        None => {}
+    }
+    missing.extend(uncovered);
+    if !backstop.attached {
+        missing.push(Missing::new(
+            Layer::Sockets,
+            "the backstop is missing, so that what does not pass a covered interface reaches the sockets: `guard reload` tries again",
+        ));
+    } else if backstop.scope != ROOT {
+        let what = format!(
+            "the backstop judges {} only: `guard run` on the host judges every socket",
+            backstop.scope
+        );
+        missing.push(Missing::new(Layer::Sockets, what));
+    }
+    if let Err(failure) = core.refuse_what_is_lost() {
+        missing.push(Missing::new(Layer::Policy, failure.to_string()));
+    }
+    if let Some(why) = &core.mortal {
+        missing.push(Missing::new(Layer::Pins, format!("enforcement ends with the daemon: {why}")));
+    }
+    if core.pins.are_complete() != core.maps.is_some() {
+        missing.push(Missing::new(
+            Layer::Pins,
+            "some of guard's pins are missing: `guard run` makes them anew",
+        ));
+    }
+    missing.extend(unread(core, policy));
+    let (published, open) = published(core, facts, &policy.ports)?;
+    missing.extend(open.into_iter().map(|what| Missing::new(Layer::Policy, what)));
+    Ok(Health { missing, interfaces, backstop, published, header, is_older: older.is_some() })
+}
 
 /// # Errors
 /// When the kernel's lists can't be walked or the host not be asked.
 pub fn status(core: &Core) -> Result<Status, Failure> {
     let config = &core.settings.config;
     let facts = Facts::gather(config)?;
-    let links = links::ours(&core.pins)?;
-    let header = core.maps.as_ref().map(PolicyMaps::header).transpose()?.flatten();
-    let (mut interfaces, uncovered) = coverage::report(&core.pins, config, &facts, &links)?;
-    coverage::explain(&mut interfaces, config, &facts);
-    let backstop = backstop(core, attach::backstop(&links));
-
-    let mut missing = Vec::new();
-    let older = core.pins.refuse_older().err().filter(|_| header.is_none());
-    match &older {
-        Some(older) => missing.push(format!("{older}: `guard run` takes it over")),
-        None if header.is_none() => {
-            missing.push("no policy is in force: `guard run` puts one there".to_owned());
-        }
-        None => {}
-    }
-    missing.extend(uncovered);
-    if !backstop.attached {
-        missing.push(
-            "the backstop is missing: what does not pass a covered interface reaches the sockets"
-                .to_owned(),
-        );
-    } else if backstop.scope != ROOT {
-        missing.push(format!("the backstop judges {} only", backstop.scope));
-    }
-    if let Some(why) = &core.mortal {
-        missing.push(format!("enforcement ends with the daemon: {why}"));
-    }
-    if core.pins.are_complete() != core.maps.is_some() {
-        missing.push("some of guard's pins are missing: `guard run` makes them anew".to_owned());
-    }
     let policy = core.policy()?;
-    let (published, open) = published(core, &facts, &policy.ports)?;
-    missing.extend(open);
+    let Health { missing, mut interfaces, backstop, published, header, is_older } =
+        health(core, &policy, &facts)?;
+    coverage::explain(&mut interfaces, config, &facts);
 
     let now_ns = probe::boot_ns();
     let observe_until_ns = header.map_or(0, |header| header.observe_until_ns);
     let is_observing = observe_until_ns > now_ns;
     let has_hooks =
         backstop.attached || interfaces.iter().any(|interface| interface.hook.is_some());
-    let is_in_force = (header.is_some() || older.is_some()) && has_hooks;
+    let is_in_force = (header.is_some() || is_older) && has_hooks;
     let enforcement = match (is_in_force, missing.is_empty(), is_observing) {
         (false, _, _) => Enforcement::None,
         (true, false, _) => Enforcement::Partial,
@@ -67,15 +120,18 @@ pub fn status(core: &Core) -> Result<Status, Failure> {
         (true, true, false) => Enforcement::Full,
     };
     let counters = core.maps.is_some().then(|| Counters::open(&core.pins)).transpose()?;
+    let views = core.views(&policy, &facts)?;
     Ok(Status {
         enforcement,
-        missing,
+        layers: layers(&missing, enforcement),
+        missing: missing.into_iter().map(|missing| missing.what).collect(),
         mode: if is_observing { Mode::Observe } else { Mode::Enforce },
         observe_until: (is_observing && observe_until_ns != NO_END)
             .then(|| BootClock::sample().wall(observe_until_ns))
             .flatten(),
         generation: header.map(|header| header.generation),
         source_table_bytes: core.maps.as_ref().map_or(0, PolicyMaps::source_table_bytes),
+        tables: core.maps.as_ref().map_or_else(Vec::new, PolicyMaps::fill),
         daemon: core.is_daemon.then(std::process::id),
         ports: policy.ports.iter().map(ToString::to_string).collect(),
         published,
@@ -88,11 +144,56 @@ pub fn status(core: &Core) -> Result<Status, Failure> {
             .into_iter()
             .map(|rule| format!("{} (rule {})", rule.source, rule.id))
             .collect(),
-        idle_rules: core.views(&policy, &facts)?.iter().filter_map(output::idle).collect(),
+        idle_rules: views.iter().filter_map(output::idle).collect(),
+        sources: sources(&views),
         counters: counters.as_ref().map_or_else(|| Ok(Vec::new()), Counters::totals)?,
         events: counters.as_ref().map_or_else(|| Ok(EventTotals::default()), Counters::events)?,
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        trial: core.state.trial.as_ref().map(Trial::view),
+        rolled_back: core.state.rolled_back,
     })
+}
+
+/// Each layer, and whether all of it is in force.
+fn layers(missing: &[Missing], enforcement: Enforcement) -> Vec<LayerStatus> {
+    let is_whole = |layer| {
+        enforcement != Enforcement::None && missing.iter().all(|missing| missing.layer != layer)
+    };
+    Layer::ALL.map(|layer| LayerStatus { layer, enforced: is_whole(layer) }).into()
+}
+
+/// Denied files and countries that stand for nobody, since they could not be read when nothing was in force.
+fn unread(core: &Core, policy: &Policy) -> Vec<Missing> {
+    let denied = policy.rules.iter().filter(|rule| rule.action == Action::Deny);
+    denied
+        .filter_map(|rule| {
+            let refresh =
+                core.sets().refresh(&rule.source).filter(|refresh| refresh.at.is_none())?;
+            let what = format!(
+                "rule {} denies nobody: {}; `guard reload` reads it again",
+                rule.id, refresh.error?
+            );
+            Some(Missing::new(Layer::Policy, what))
+        })
+        .collect()
+}
+
+/// What rules have as their source and is refreshed, each once.
+fn sources(views: &[RuleView]) -> Vec<SourceStatus> {
+    let mut sources: Vec<SourceStatus> = Vec::new();
+    let mut known = HashSet::new();
+    for view in views {
+        if let Some(refresh) = &view.refresh
+            && known.insert(&view.source)
+        {
+            sources.push(SourceStatus {
+                source: view.source.clone(),
+                prefixes: view.prefixes,
+                refresh: refresh.clone(),
+            });
+        }
+    }
+    sources
 }
 
 /// The published ports that are guarded, as the kernel says, and one sentence for each that should be and is not.

@@ -11,8 +11,10 @@ pub mod netlink;
 pub mod netns;
 pub mod nic;
 pub mod reserved_ports;
+pub mod resolver;
 pub mod sockets;
 pub mod via;
+pub mod watched;
 
 use std::{io, path::Path};
 

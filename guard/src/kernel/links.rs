@@ -64,6 +64,12 @@ impl OwnLink {
         )
     }
 
+    /// Whether it is still where it was when it was found, as the kernel says now.
+    #[must_use]
+    pub fn is_in_place(&self) -> bool {
+        sys::link_info(self.fd.as_fd()).is_ok_and(|info| info.place == self.place)
+    }
+
     /// Takes it from its hook, pinned or not.
     ///
     /// # Errors
@@ -88,16 +94,22 @@ impl OwnLink {
     /// # Errors
     /// When the pin can't be made.
     pub fn keep(&self, pins: &Pins) -> Result<(), KernelError> {
-        let path = pins.links().join(self.pin_name());
-        if sys::pinned(&path).and_then(Self::of).is_ok_and(|held| held.id == self.id) {
+        if self.is_pinned(pins) {
             return Ok(());
         }
+        let path = pins.links().join(self.pin_name());
         remove_pin(path.clone())?;
         sys::pin(self.fd.as_fd(), &path).map_err(|source| KernelError::Pin {
             what: "pinning a link at",
             path,
             source,
         })
+    }
+
+    #[must_use]
+    pub fn is_pinned(&self, pins: &Pins) -> bool {
+        let path = pins.links().join(self.pin_name());
+        sys::pinned(&path).and_then(Self::of).is_ok_and(|held| held.id == self.id)
     }
 
     /// By the link's number, since an interface's name and number may change under it.

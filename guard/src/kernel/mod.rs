@@ -7,6 +7,7 @@ pub mod binds;
 pub mod counters;
 mod error;
 pub mod explain;
+pub mod keep;
 pub mod links;
 pub mod load;
 pub mod lock;

@@ -54,14 +54,24 @@ impl Pins {
         self.maps().join(name)
     }
 
+    fn programs(&self) -> PathBuf {
+        self.layout().join("programs")
+    }
+
     #[must_use]
     pub fn program(&self, name: &str) -> PathBuf {
-        self.layout().join("programs").join(name)
+        self.programs().join(name)
     }
 
     #[must_use]
     pub fn links(&self) -> PathBuf {
         self.layout().join("links")
+    }
+
+    /// The directories of this layout.
+    #[must_use]
+    pub fn directories(&self) -> [PathBuf; 3] {
+        [self.maps(), self.programs(), self.links()]
     }
 
     /// Whether all maps and programs of this layout are there.
@@ -133,7 +143,7 @@ impl Pins {
     /// # Errors
     /// When a directory can't be made.
     pub fn make_directories(&self) -> Result<(), KernelError> {
-        for path in [self.maps(), self.layout().join("programs"), self.links()] {
+        for path in self.directories() {
             fs::create_dir_all(&path).map_err(|source| KernelError::Pin {
                 what: "making the pin directory",
                 path,

@@ -23,7 +23,7 @@ use guard_common::{
 };
 
 use super::{KernelError, pins::Pins, probe, sys};
-use crate::{compile::Tables, rule::GuardedPort};
+use crate::{compile::Tables, control::TableUse, rule::GuardedPort};
 
 /// Chunks of the source table that the slot out of force keeps, so that the next policy finds room at once.
 const KEPT_CHUNKS: usize = 1;
@@ -142,6 +142,17 @@ impl PolicyMaps {
     #[must_use]
     pub fn put_tables(&self) -> Option<&Tables> {
         self.put.as_ref()
+    }
+
+    /// How full the tables are, where this process has filled them.
+    #[must_use]
+    pub fn fill(&self) -> Vec<TableUse> {
+        let Some(put) = &self.put else { return Vec::new() };
+        let of_slots = self.chunks.iter().map(Vec::len).max().unwrap_or_default() as u64;
+        let sources = ("source-bytes", chunks_bytes(of_slots), chunks_bytes(MAX_CHUNKS.into()));
+        let others = rooms(put).map(|(_, table, used, room)| (table, used as u64, room as u64));
+        let all = others.into_iter().chain([sources]);
+        all.map(|(table, used, room)| TableUse { table: table.to_owned(), used, room }).collect()
     }
 
     /// What the chunks of the source tables take of the kernel's memory.
@@ -384,14 +395,33 @@ fn wait_for_packets() -> Result<(), KernelError> {
         .map_err(|source| KernelError::System { what: "waiting for packets under way", source })
 }
 
+/// The tables that can be full: what each is for, its name in metrics, what a policy takes of it, and its room.
+fn rooms(wanted: &Tables) -> [(&'static str, &'static str, usize, usize); 4] {
+    [
+        (
+            "guarded ports",
+            "ports",
+            wanted.ports.len() + wanted.aliases.len(),
+            MAX_GUARDED_PORTS as usize,
+        ),
+        ("combinations of rules", "combinations", wanted.ladders.len(), MAX_LADDERS as usize),
+        (
+            "local bridges and containers' interfaces",
+            "inside-interfaces",
+            wanted.inside.len(),
+            MAX_INSIDE as usize,
+        ),
+        (
+            "interfaces of rules",
+            "via-interfaces",
+            wanted.vias.len(),
+            (MAX_VIA_INDICES / POLICY_SLOTS) as usize,
+        ),
+    ]
+}
+
 fn check_room(wanted: &Tables) -> Result<(), KernelError> {
-    let rooms = [
-        ("guarded ports", wanted.ports.len() + wanted.aliases.len(), MAX_GUARDED_PORTS as usize),
-        ("combinations of rules", wanted.ladders.len(), MAX_LADDERS as usize),
-        ("local bridges and containers' interfaces", wanted.inside.len(), MAX_INSIDE as usize),
-        ("interfaces of rules", wanted.vias.len(), (MAX_VIA_INDICES / POLICY_SLOTS) as usize),
-    ];
-    for (what, needed, room) in rooms {
+    for (what, _, needed, room) in rooms(wanted) {
         if needed > room {
             return Err(KernelError::TooLarge { what, needed, room });
         }

@@ -28,6 +28,38 @@ pub fn added(change: &Change, view: &View) -> String {
             escaped(&rule.id.0),
         ));
     }
+    on_trial(change, view, &mut page);
+    in_force(change, &mut page);
+    page.into_text()
+}
+
+fn on_trial(change: &Change, view: &View, page: &mut Page) {
+    if let Some(trial) = &change.trial {
+        page.line(format!(
+            "{}: it holds until {} unless `guard confirm` is run",
+            view.notable("on trial"),
+            view.time(trial.until),
+        ));
+    }
+}
+
+/// `guard confirm`.
+#[must_use]
+pub fn confirmed(change: &Change, view: &View) -> String {
+    let mut page = Page::default();
+    page.line(format!("{}: nothing is on trial any more", view.good("confirmed")));
+    for rule in &change.rules {
+        page.line(format!("kept {}", described(rule, view)));
+    }
+    in_force(change, &mut page);
+    page.into_text()
+}
+
+/// `guard rollback`.
+#[must_use]
+pub fn rolled_back(change: &Change, view: &View) -> String {
+    let mut page = Page::default();
+    page.line(format!("{}: what was on trial holds no more", view.notable("rolled back")));
     in_force(change, &mut page);
     page.into_text()
 }
@@ -91,9 +123,10 @@ pub fn mode(request: &SetMode, change: &Change, view: &View) -> String {
 
 /// `guard reload`.
 #[must_use]
-pub fn reloaded(change: &Change) -> String {
+pub fn reloaded(change: &Change, view: &View) -> String {
     let mut page = Page::default();
     page.line(format!("read {}", count_of(&change.rules, "rule")));
+    on_trial(change, view, &mut page);
     in_force(change, &mut page);
     page.into_text()
 }
@@ -154,9 +187,10 @@ mod tests {
         super::{rules::tests::rule, text::tests::view},
         *,
     };
+    use crate::control::TrialView;
 
     fn change(generation: Option<u64>, rules: Vec<RuleView>) -> Change {
-        Change { generation, rules, notes: Vec::new() }
+        Change { generation, rules, notes: Vec::new(), trial: None }
     }
 
     #[test]
@@ -174,6 +208,32 @@ mod tests {
             "allowed 192.0.2.7 at TCP 11434, until 14:00:00 (rule 4)\n\
              denied 2001:db8::/32 at every guarded port (rule 5)\n\
              in force from the next packet on (generation 7)\n"
+        );
+    }
+
+    #[test]
+    fn what_is_on_trial_says_until_when_and_how_to_keep_it() {
+        let until = "2026-11-25T12:01:00Z".parse().unwrap();
+        let trial = Some(TrialView { what: "allow 192.0.2.7 confirm 1m".into(), until });
+        let rules = vec![RuleView { until: Some(until), ..rule("4", Action::Allow, "192.0.2.7") }];
+        let tried = Change { trial, ..change(Some(7), rules) };
+        assert_eq!(
+            added(&tried, &view()),
+            "allowed 192.0.2.7 at every guarded port, until 12:01:00 (rule 4)\n\
+             on trial: it holds until 12:01:00 unless `guard confirm` is run\n\
+             in force from the next packet on (generation 7)\n"
+        );
+        assert!(reloaded(&tried, &view()).contains("on trial: it holds until 12:01:00"));
+        assert_eq!(
+            confirmed(&change(Some(8), vec![rule("4", Action::Allow, "192.0.2.7")]), &view()),
+            "confirmed: nothing is on trial any more\n\
+             kept allow 192.0.2.7 at every guarded port (rule 4)\n\
+             in force from the next packet on (generation 8)\n"
+        );
+        assert_eq!(
+            rolled_back(&change(Some(9), Vec::new()), &view()),
+            "rolled back: what was on trial holds no more\n\
+             in force from the next packet on (generation 9)\n"
         );
     }
 
@@ -218,10 +278,10 @@ mod tests {
     fn a_reload_counts_the_rules() {
         let rules = vec![rule("f1", Action::Allow, "192.0.2.7")];
         assert_eq!(
-            reloaded(&change(Some(3), rules.clone())),
+            reloaded(&change(Some(3), rules.clone()), &view()),
             "read 1 rule\nin force from the next packet on (generation 3)\n"
         );
-        assert!(reloaded(&change(None, rules)).starts_with("read 1 rule\nNOT IN FORCE"));
+        assert!(reloaded(&change(None, rules), &view()).starts_with("read 1 rule\nNOT IN FORCE"));
     }
 
     #[test]

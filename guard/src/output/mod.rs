@@ -5,6 +5,7 @@
 mod attempts;
 mod changes;
 mod explanation;
+mod history;
 mod rules;
 mod status;
 pub mod text;
@@ -19,8 +20,9 @@ use jiff::{Timestamp, tz::TimeZone};
 use serde::Serialize;
 
 pub use attempts::{attempt, lagged};
-pub use changes::{added, checked, down, mode, notes, reloaded, removed};
+pub use changes::{added, checked, confirmed, down, mode, notes, reloaded, removed, rolled_back};
 pub use explanation::explanation;
+pub use history::change;
 pub use rules::{ends, idle, rules, scope, who};
 pub use status::{backstop, interfaces, native, status};
 pub use text::View;
@@ -131,6 +133,9 @@ pub fn failure_json(failure: &Failure) -> Result<String, Failure> {
     }
     json(&Written { error: &failure.what, hint: failure.fix.as_deref() })
 }
+
+#[cfg(test)]
+pub(crate) use status::tests::example;
 
 #[cfg(test)]
 mod tests {

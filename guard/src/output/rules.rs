@@ -1,8 +1,10 @@
 //! The rules, as a table.
 
+use std::collections::HashSet;
+
 use super::text::{Page, View, columns, escaped, ports};
 use crate::{
-    control::RuleView,
+    control::{Refresh, RuleView},
     rule::{Action, Origin},
 };
 
@@ -20,7 +22,31 @@ pub fn rules(rules: &[RuleView], view: &View) -> String {
     for sentence in rules.iter().filter_map(idle) {
         page.line(format!("{} {}", view.notable("note:"), escaped(&sentence)));
     }
+    let mut told = HashSet::new();
+    for rule in rules {
+        if let Some(refresh) = &rule.refresh
+            && told.insert(&rule.source)
+        {
+            page.line(refreshed(&rule.source, refresh, view));
+        }
+    }
     page.into_text()
+}
+
+/// `host.example.org: refreshed 12:00:00, again by 12:01:00; the resolver 192.0.2.53 does not answer`
+#[must_use]
+pub fn refreshed(source: &str, refresh: &Refresh, view: &View) -> String {
+    let mut line = match refresh.at {
+        Some(at) => format!("{}: refreshed {}", escaped(source), view.time(at)),
+        None => format!("{}: not known yet", escaped(source)),
+    };
+    if let Some(next) = refresh.next {
+        line = format!("{line}, again {}", view.time(next));
+    }
+    match &refresh.error {
+        Some(error) => format!("{} {line}; {}", view.notable("note:"), escaped(error)),
+        None => line,
+    }
 }
 
 /// That no packet can match a rule at present, and why.
@@ -109,6 +135,7 @@ pub(super) mod tests {
             origin: Origin::Command,
             prefixes: 1,
             wide: false,
+            refresh: None,
         }
     }
 
@@ -158,6 +185,37 @@ pub(super) mod tests {
                2   allow   if:eth1               all    never  command\n\
              note: rule 1 matches nothing at present: there is no interface wg0\n"
         );
+    }
+
+    #[test]
+    fn what_is_refreshed_is_told_once_for_each_source() {
+        let name = RuleView {
+            prefixes: 2,
+            refresh: Some(Refresh {
+                at: Some("2026-11-25T13:00:00Z".parse().unwrap()),
+                next: Some("2026-11-25T13:01:00Z".parse().unwrap()),
+                error: None,
+            }),
+            ..rule("1", Action::Allow, "host.example.org")
+        };
+        let file = RuleView {
+            prefixes: 0,
+            refresh: Some(Refresh {
+                error: Some("it is\u{1b}[2J bad".into()),
+                ..Refresh::default()
+            }),
+            ..rule("3", Action::Allow, "@/etc/guard/office.txt")
+        };
+        let again = RuleView { id: RuleId("2".into()), ..name.clone() };
+        let text = rules(&[name, again, file], &view());
+        assert!(
+            text.ends_with(
+                "\nhost.example.org: refreshed 13:00:00, again 13:01:00\n\
+                 note: @/etc/guard/office.txt: not known yet; it is\\u{1b}[2J bad\n"
+            ),
+            "{text}"
+        );
+        assert!(text.contains("host.example.org (2 prefixes)"), "{text}");
     }
 
     #[test]

@@ -1,8 +1,15 @@
 //! `guard status`: how much of the promise is in force.
 
-use super::text::{Page, View, bytes, columns, count, escaped, is_or_are, ports};
-use crate::control::{
-    BackstopStatus, CounterView, Enforcement, InterfaceStatus, Mode, PublishedPort, Status,
+use super::{
+    rules::refreshed,
+    text::{Page, View, bytes, columns, count, escaped, is_or_are, ports},
+};
+use crate::{
+    control::{
+        BackstopStatus, CounterView, Enforcement, InterfaceStatus, Mode, PublishedPort,
+        SourceStatus, Status, TrialView,
+    },
+    duration,
 };
 
 /// The whole answer. The first line says it all.
@@ -23,17 +30,44 @@ pub fn status(status: &Status, view: &View) -> String {
         page.line(published_port(published));
     }
     page.line(rules(status));
+    if let Some(trial) = &status.trial {
+        page.line(on_trial(trial, view));
+    }
+    if status.rolled_back {
+        page.line(format!(
+            "{} the configuration in force is not the file's, which was tried and not confirmed: guard reload takes it",
+            view.notable("note:")
+        ));
+    }
     for wide in &status.wide_rules {
         page.line(format!("{} {}", view.notable("very wide:"), escaped(wide)));
     }
     for idle in &status.idle_rules {
         page.line(format!("{} {}", view.notable("note:"), escaped(idle)));
     }
+    sources(status, view, &mut page);
     page.line(daemon(status));
     totals(&status.counters, &mut page);
     unreported(status, &mut page);
     page.line(next(status));
     page.into_text()
+}
+
+/// `on trial: allow 192.0.2.7 confirm 1m, for another 42s unless guard confirm is run (until 12:01:00)`
+fn on_trial(trial: &TrialView, view: &View) -> String {
+    let left = trial.until.duration_since(view.now).as_secs();
+    let left = match u64::try_from(left) {
+        Ok(left) if left > 0 => {
+            format!("for another {} unless guard confirm is run", duration::brief(left))
+        }
+        _ => "not confirmed in time, and rolled back by the next start or command".to_owned(),
+    };
+    format!(
+        "{} {}, {left} (until {})",
+        view.notable("on trial:"),
+        escaped(&trial.what),
+        view.time(trial.until)
+    )
 }
 
 fn headline(status: &Status, view: &View) -> String {
@@ -207,6 +241,25 @@ fn daemon(status: &Status) -> String {
     }
 }
 
+/// Sources that are told of one by one.
+const MOST_SOURCES: usize = 5;
+
+/// Each source that is refreshed, where there are few; else those with something wrong, and how many there are.
+fn sources(status: &Status, view: &View, page: &mut Page) {
+    let is_wrong = |one: &&SourceStatus| one.refresh.error.is_some();
+    let are_few = status.sources.len() <= MOST_SOURCES;
+    let told: Vec<&SourceStatus> =
+        status.sources.iter().filter(|one| are_few || is_wrong(one)).collect();
+    for one in told.iter().take(MOST_SOURCES) {
+        page.line(refreshed(&one.source, &one.refresh, view));
+    }
+    if !are_few {
+        let wrong = told.len();
+        let all = count(status.sources.len() as u64, "source");
+        page.line(format!("{all} refreshed, {wrong} with something wrong: guard rules"));
+    }
+}
+
 /// A packet may be counted at more than one hook, so hooks are never added up.
 fn totals(counters: &[CounterView], page: &mut Page) {
     let rows: Vec<Vec<String>> = counters
@@ -253,12 +306,14 @@ fn next(status: &Status) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::{super::text::tests::view, *};
-    use crate::control::EventTotals;
+    use crate::control::{EventTotals, Refresh};
 
-    pub(crate) fn example() -> Status {
+    pub fn example() -> Status {
         Status {
             enforcement: Enforcement::Full,
             missing: Vec::new(),
+            layers: Vec::new(),
+            tables: Vec::new(),
             mode: Mode::Enforce,
             observe_until: None,
             generation: Some(7),
@@ -295,6 +350,7 @@ pub(crate) mod tests {
             rules: 2,
             wide_rules: Vec::new(),
             idle_rules: Vec::new(),
+            sources: Vec::new(),
             counters: vec![
                 counter("tcx", "drop", "no-rule", 1_234, 74_040),
                 counter("tcx", "pass", "local", 0, 0),
@@ -302,6 +358,8 @@ pub(crate) mod tests {
             ],
             events: EventTotals::default(),
             version: "0.1.0".into(),
+            trial: None,
+            rolled_back: false,
         }
     }
 
@@ -351,6 +409,25 @@ pub(crate) mod tests {
         );
         all.extend((10..23).map(|number| interface(number, "b")));
         assert!(native(&all)[1].contains("eth18 and 4 more: guard run"), "{:?}", native(&all));
+    }
+
+    #[test]
+    fn a_trial_is_told_with_what_is_left_of_it() {
+        let trial = |until: &str| TrialView {
+            what: "allow 192.0.2.7\u{1b} confirm 1m".into(),
+            until: until.parse().unwrap(),
+        };
+        let of = |until| status(&Status { trial: Some(trial(until)), ..example() }, &view());
+        let text = of("2026-11-25T12:00:42Z");
+        assert!(
+            text.contains(
+                "on trial: allow 192.0.2.7\\u{1b} confirm 1m, for another 42s unless guard confirm is run (until 12:00:42)\n"
+            ),
+            "{text}"
+        );
+        assert!(of("2026-11-25T11:59:00Z").contains("not confirmed in time"));
+        let text = status(&Status { rolled_back: true, ..example() }, &view());
+        assert!(text.contains("not the file's") && text.contains("guard reload"), "{text}");
     }
 
     #[test]
@@ -511,5 +588,35 @@ pub(crate) mod tests {
         hostile.missing.push("x\u{7}".into());
         let text = status(&hostile, &view());
         assert!(!text.chars().any(|c| c != '\n' && c.is_control()), "{text:?}");
+    }
+
+    #[test]
+    fn sources_are_told_of_where_few_or_wrong() {
+        let source = |number: u32, error: Option<&str>| SourceStatus {
+            source: format!("h{number}.example.org"),
+            prefixes: 1,
+            refresh: Refresh {
+                at: Some("2026-11-25T13:00:00Z".parse().unwrap()),
+                next: None,
+                error: error.map(str::to_owned),
+            },
+        };
+        let mut few = example();
+        few.sources = vec![source(1, None), source(2, Some("the resolver does not answer"))];
+        let text = status(&few, &view());
+        assert!(text.contains("\nh1.example.org: refreshed 13:00:00\n"), "{text}");
+        assert!(
+            text.contains(
+                "\nnote: h2.example.org: refreshed 13:00:00; the resolver does not answer\n"
+            ),
+            "{text}"
+        );
+        few.sources = (0..20).map(|number| source(number, (number == 7).then_some("x"))).collect();
+        let text = status(&few, &view());
+        assert!(
+            text.contains("\n20 sources refreshed, 1 with something wrong: guard rules\n"),
+            "{text}"
+        );
+        assert!(text.contains("h7.example") && !text.contains("h8.example"), "{text}");
     }
 }

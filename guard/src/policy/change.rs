@@ -5,11 +5,13 @@ use jiff::SignedDuration;
 use super::{Clock, Policy, check_wide, denied_by, is_same};
 use crate::{
     control::{AddRules, Failure},
+    history,
     rule::{
         Action, GuardedPort, InterfaceName, Origin, Rule, RuleId, Source, check_action, check_via,
         comment_problem, listed, parse_port_list, quoted,
     },
     state::State,
+    trial::{Trial, Tried, TriedRule},
 };
 
 /// Sources one request may name.
@@ -40,7 +42,7 @@ pub fn add(
     let via: Option<InterfaceName> = request.via.as_deref().map(str::parse).transpose()?;
     let until = match request.for_seconds {
         None => None,
-        Some(seconds) => Some(end_after(clock.wall, seconds)?),
+        Some(seconds) => Some(end_after(clock, seconds)?),
     };
     if let Some((what, fix)) = request.comment.as_deref().and_then(comment_problem) {
         return Err(Failure::bad_request(what, fix));
@@ -52,6 +54,14 @@ pub fn add(
         ));
     }
     let mut added = Added::default();
+    let trial = match request.confirm_seconds {
+        None => None,
+        Some(seconds) => {
+            let what = history::words_of(request);
+            Some(Trial::begin(what, seconds, clock, Tried::Rules(Vec::new()))?)
+        }
+    };
+    let mut tried = Vec::new();
     for text in &request.sources {
         let source: Source = text.parse()?;
         check_action(request.action, &source)?;
@@ -70,10 +80,58 @@ pub fn add(
         if let Some(by) = denied_by(&policy.rules, &rule) {
             added.notes.push(format!("rule {by} denies {} and wins", rule.source));
         }
-        added.ids.push(put(state, rule, clock, &mut added.notes));
+        match &trial {
+            None => added.ids.push(put(state, rule, clock, &mut added.notes)),
+            Some(trial) => tried.extend(put_on_trial(state, rule, trial, &tried, &mut added.notes)),
+        }
+    }
+    if let Some(trial) = trial {
+        added.ids.extend(tried.iter().map(|tried| tried.id.clone()));
+        state.trial = Some(Trial { change: Tried::Rules(tried), ..trial });
     }
     added.ids.dedup();
     Ok(added)
+}
+
+/// Adds a rule that ends with the trial, if not before. What is there is left alone, and holds beneath it and afterwards.
+fn put_on_trial(
+    state: &mut State,
+    mut rule: Rule,
+    trial: &Trial,
+    tried: &[TriedRule],
+    notes: &mut Vec<String>,
+) -> Option<TriedRule> {
+    for held in state.rules.iter().filter(|held| is_same(held, &rule)) {
+        if tried.iter().any(|tried| tried.id == held.id) {
+            return None;
+        }
+        notes.push(format!("rule {} for {} stays as it is meanwhile", held.id, held.source));
+    }
+    let tried = TriedRule { id: rule.id.clone(), until: rule.until };
+    rule.until = Some(rule.until.map_or(trial.until, |until| until.min(trial.until)));
+    state.next_rule += 1;
+    state.rules.push(rule);
+    Some(tried)
+}
+
+/// Makes what is on trial what was asked for: its rules become rules as any, or renew those that were there. `None` where nothing
+/// is on trial.
+pub fn confirm(state: &mut State, clock: &Clock) -> Option<Added> {
+    let trial = state.trial.take()?;
+    let mut added = Added::default();
+    if let Tried::Rules(tried) = trial.change {
+        for tried in tried {
+            let Some(place) = state.rules.iter().position(|rule| rule.id == tried.id) else {
+                continue;
+            };
+            let rule = Rule { until: tried.until, ..state.rules.remove(place) };
+            if rule.until.is_none_or(|until| until > clock.wall) {
+                added.ids.push(put(state, rule, clock, &mut added.notes));
+            }
+        }
+        added.ids.dedup();
+    }
+    Some(added)
 }
 
 fn ports(policy: &Policy, texts: &[String]) -> Result<Vec<GuardedPort>, Failure> {
@@ -92,8 +150,10 @@ fn put(state: &mut State, rule: Rule, clock: &Clock, notes: &mut Vec<String>) ->
     // What has ended makes room: it says nothing any more.
     state.rules.retain(|held| held.until.is_none_or(|until| until > clock.wall));
     let Some(held) = state.rules.iter_mut().find(|held| is_same(held, &rule)) else {
-        state.next_rule += 1;
         let id = rule.id.clone();
+        if id == RuleId::command(state.next_rule) {
+            state.next_rule += 1;
+        }
         state.rules.push(rule);
         return id;
     };
@@ -181,13 +241,22 @@ fn named<'a>(policy: &'a Policy, word: &str) -> Result<&'a Rule, Failure> {
 ///
 /// # Errors
 /// When no calendar holds it.
-pub fn end_after(now: jiff::Timestamp, seconds: u64) -> Result<jiff::Timestamp, Failure> {
+pub fn end_after(clock: &Clock, seconds: u64) -> Result<jiff::Timestamp, Failure> {
     if seconds == 0 {
         return Err(Failure::bad_request("0 seconds is no time at all", "Give a longer time."));
     }
+    if !clock.trusted {
+        return Err(Failure::failed(
+            format!(
+                "the clock shows {:.0}, which is earlier than it once was: nobody can say when a time from now is over",
+                clock.wall
+            ),
+            "Set the clock, or leave the time out.",
+        ));
+    }
     i64::try_from(seconds)
         .ok()
-        .and_then(|seconds| now.checked_add(SignedDuration::from_secs(seconds)).ok())
+        .and_then(|seconds| clock.wall.checked_add(SignedDuration::from_secs(seconds)).ok())
         .ok_or_else(|| {
             Failure::bad_request(
                 format!("{seconds} seconds from now is beyond the calendar"),
@@ -210,6 +279,7 @@ mod tests {
             for_seconds: None,
             comment: None,
             yes: false,
+            confirm_seconds: None,
         }
     }
 
@@ -255,6 +325,56 @@ mod tests {
         assert_eq!(left, [60, 10]);
         added(&mut state, &request(Action::Allow, &["192.0.2.1"])).unwrap();
         assert_eq!(state.rules[0].until, None);
+    }
+
+    #[test]
+    fn rules_on_trial_end_with_it_and_leave_alone_what_is_there() {
+        let seconds_left = |state: &State| {
+            let left = |until: jiff::Timestamp| until.duration_since(clock().wall).as_secs();
+            let of = |rule: &Rule| (rule.id.0.clone(), rule.until.map(left));
+            state.rules.iter().map(of).collect::<Vec<_>>()
+        };
+        let own = |id: &str, left| (id.to_owned(), left);
+        let on_trial = |request| AddRules { confirm_seconds: Some(60), ..request };
+        let short = AddRules { for_seconds: Some(600), ..request(Action::Allow, &["192.0.2.1"]) };
+        let mut state = State::default();
+        added(&mut state, &short).unwrap();
+        let before = state.clone();
+
+        // Renewed without an end, and one that is new, named twice.
+        let asked = request(Action::Allow, &["192.0.2.1", "192.0.2.2", "192.0.2.2"]);
+        let tried = added(&mut state, &on_trial(asked)).unwrap();
+        assert_eq!(tried.ids, [RuleId::command(2), RuleId::command(3)]);
+        assert_eq!(tried.notes, ["rule 1 for 192.0.2.1 stays as it is meanwhile"]);
+        let expected = [own("1", Some(600)), own("2", Some(60)), own("3", Some(60))];
+        assert_eq!(seconds_left(&state), expected);
+        assert_eq!(
+            state.trial.as_ref().unwrap().what,
+            "allow 192.0.2.1 192.0.2.2 192.0.2.2 confirm 1m"
+        );
+
+        let mut undone = state.clone();
+        crate::trial::undo(&mut undone);
+        assert_eq!(undone.rules, before.rules);
+        assert_eq!(undone.next_rule, 4, "no number is given twice");
+
+        let kept = confirm(&mut state, &clock()).unwrap();
+        assert_eq!(kept.ids, [RuleId::command(1), RuleId::command(3)]);
+        assert_eq!(seconds_left(&state), [own("1", None), own("3", None)]);
+        assert_eq!(state.next_rule, 4);
+        assert_eq!(confirm(&mut state, &clock()), None);
+
+        // A rule's own end holds, before and after.
+        let ending = AddRules { for_seconds: Some(30), ..request(Action::Deny, &["192.0.2.9"]) };
+        added(&mut state, &on_trial(ending.clone())).unwrap();
+        assert_eq!(seconds_left(&state)[2], own("4", Some(30)));
+        confirm(&mut state, &clock());
+        assert_eq!(seconds_left(&state)[2], own("4", Some(30)));
+        let longer = AddRules { for_seconds: Some(300), ..ending };
+        added(&mut state, &on_trial(longer)).unwrap();
+        confirm(&mut state, &clock());
+        assert_eq!(seconds_left(&state)[2], own("4", Some(300)));
+        assert_eq!(state.rules.len(), 3);
     }
 
     #[test]
@@ -331,6 +451,8 @@ mod tests {
             AddRules { comment: Some("a\nb".to_owned()), ..good.clone() },
             AddRules { for_seconds: Some(u64::MAX), ..good.clone() },
             AddRules { for_seconds: Some(0), ..good.clone() },
+            AddRules { confirm_seconds: Some(4), ..good.clone() },
+            AddRules { confirm_seconds: Some(3601), ..good.clone() },
             AddRules { sources: vec!["0.0.0.0/0".to_owned()], ..good },
             request(Action::Deny, &["127.0.0.1"]),
             request(Action::Deny, &["if:eth0"]),

@@ -1,4 +1,5 @@
-//! Sources as people write them: `192.0.2.7`, `2001:db8::/32`, `@/etc/guard/office.txt`, `lan`, `lan6`, `if:wg0`.
+//! Sources as people write them: `192.0.2.7`, `2001:db8::/32`, `@/etc/guard/office.txt`, `lan`, `lan6`, `if:wg0`,
+//! `host.example.org`, `country:FR`.
 
 use std::{
     fmt,
@@ -9,7 +10,9 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{Action, InterfaceName, InterfaceNameError, Source, quoted};
+use super::{
+    Action, Country, DnsName, DnsNameError, InterfaceName, InterfaceNameError, Source, quoted,
+};
 use crate::control::Failure;
 
 /// The longest source, in bytes: `@` and a path (`PATH_MAX` of `include/uapi/linux/limits.h`).
@@ -34,9 +37,11 @@ pub enum SourceError {
     WithPort { text: String, address: IpAddr, port: u16 },
     #[error("{} is not an address or a prefix", quoted(.text))]
     NotAnAddress { text: String },
-    #[error("{} is a DNS name, which this version does not resolve", quoted(.text))]
-    DnsName { text: String },
-    #[error("{} names a country, which this version does not know", quoted(.text))]
+    #[error("{} is not a DNS name: {error}", quoted(.text))]
+    DnsName { text: String, error: DnsNameError },
+    #[error("{name} can't be denied: a name says who to let in")]
+    NameDenied { name: DnsName },
+    #[error("{} does not name a country by its two letters", quoted(.text))]
     Country { text: String },
     #[error("{} names no interface: {error}", quoted(.text))]
     Interface { text: String, error: InterfaceNameError },
@@ -73,9 +78,10 @@ impl SourceError {
             Self::WithPort { address, port, .. } => {
                 format!("Write {address}, and give the port {port} as a port of the rule.")
             }
-            Self::DnsName { .. } => "Write the addresses it stands for.".to_owned(),
+            Self::DnsName { error, .. } => error.fix().to_owned(),
+            Self::NameDenied { .. } => "Deny its addresses.".to_owned(),
             Self::Country { .. } => {
-                "Write its prefixes to a file and name that: @/etc/guard/country.txt.".to_owned()
+                "Write the two letters of ISO 3166-1, such as country:FR.".to_owned()
             }
             Self::Interface { error, .. } => error.fix(),
             Self::InterfaceDenied { name } => {
@@ -85,7 +91,8 @@ impl SourceError {
                 format!("Leave via out, or name a prefix in place of if:{name}.")
             }
             Self::UnknownWord { .. } => {
-                "Write an address, a prefix, @ and the full path of a file of prefixes, lan, lan6, or if: and                  the name of an interface."
+                "Write an address, a prefix, a DNS name with a dot, @ and the full path of a file of prefixes, country: and two letters, \
+                 lan, lan6, or if: and the name of an interface."
                     .to_owned()
             }
             Self::RelativeFile { .. } => {
@@ -125,7 +132,7 @@ pub fn is_loopback(prefix: IpNet) -> bool {
 /// Whether a rule may do this with this source.
 ///
 /// # Errors
-/// When it would deny loopback, or a name.
+/// When it would deny loopback, an interface or a name.
 pub fn check_action(action: Action, source: &Source) -> Result<(), SourceError> {
     match (action, source) {
         (Action::Deny, Source::Prefix(prefix)) if is_loopback(*prefix) => {
@@ -134,6 +141,7 @@ pub fn check_action(action: Action, source: &Source) -> Result<(), SourceError> 
         (Action::Deny, Source::Interface(name)) => {
             Err(SourceError::InterfaceDenied { name: name.clone() })
         }
+        (Action::Deny, Source::Name(name)) => Err(SourceError::NameDenied { name: name.clone() }),
         (Action::Allow | Action::Deny, _) => Ok(()),
     }
 }
@@ -159,6 +167,8 @@ impl fmt::Display for Source {
             Self::Lan => f.write_str("lan"),
             Self::Lan6 => f.write_str("lan6"),
             Self::Interface(name) => write!(f, "if:{name}"),
+            Self::Name(name) => write!(f, "{name}"),
+            Self::Country(country) => write!(f, "country:{country}"),
         }
     }
 }
@@ -204,8 +214,10 @@ impl FromStr for Source {
         if let Some(path) = text.strip_prefix('@') {
             return parse_file(path, text).map(Self::File);
         }
-        if text.starts_with("country:") {
-            return Err(SourceError::Country { text: text.to_owned() });
+        if let Some(letters) = text.strip_prefix("country:") {
+            return Country::new(letters)
+                .map(Self::Country)
+                .ok_or_else(|| SourceError::Country { text: text.to_owned() });
         }
         if let Some(name) = text.strip_prefix("if:") {
             return name
@@ -213,8 +225,22 @@ impl FromStr for Source {
                 .map(Self::Interface)
                 .map_err(|error| SourceError::Interface { text: text.to_owned(), error });
         }
+        if looks_like_a_name(text) {
+            return text
+                .parse()
+                .map(Self::Name)
+                .map_err(|error| SourceError::DnsName { text: text.to_owned(), error });
+        }
         parse_prefix(text).map(Self::Prefix)
     }
+}
+
+/// Whether this was meant as a DNS name, well formed or not: a word without a dot never is, nor what has no letter.
+fn looks_like_a_name(text: &str) -> bool {
+    let is_of_names = |c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '_');
+    text.trim_end_matches('.').contains('.')
+        && text.chars().any(char::is_alphabetic)
+        && text.chars().all(is_of_names)
 }
 
 fn parse_file(path: &str, text: &str) -> Result<PathBuf, SourceError> {
@@ -288,10 +314,10 @@ fn not_an_address(text: &str, address: &str) -> SourceError {
         .bytes()
         .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'));
     let has_letters = address.bytes().any(|byte| byte.is_ascii_alphabetic());
-    match (address.contains('.'), has_name_characters_only && has_letters) {
-        (true, true) => SourceError::DnsName { text },
-        (false, true) => SourceError::UnknownWord { text },
-        (_, false) => SourceError::NotAnAddress { text },
+    if has_name_characters_only && has_letters && !text.contains('/') {
+        SourceError::UnknownWord { text }
+    } else {
+        SourceError::NotAnAddress { text }
     }
 }
 
@@ -318,6 +344,12 @@ mod tests {
             ("lan", Source::Lan, "lan"),
             ("lan6", Source::Lan6, "lan6"),
             ("if:wg0", Source::Interface("wg0".parse().unwrap()), "if:wg0"),
+            (
+                "Host.Example.ORG.",
+                Source::Name("host.example.org".parse().unwrap()),
+                "host.example.org",
+            ),
+            ("country:fr", Source::Country(Country::new("FR").unwrap()), "country:FR"),
             (
                 "@/etc/guard/office.txt",
                 Source::File(PathBuf::from("/etc/guard/office.txt")),
@@ -357,8 +389,15 @@ mod tests {
             ("2001:db8:::1", "is not an address", "192.0.2.7"),
             (" 192.0.2.7", "is not an address", "192.0.2.7"),
             ("7", "is not an address", "192.0.2.7"),
-            ("host.example.org", "DNS name", "addresses it stands for"),
-            ("country:FR", "a country", "@/etc/guard/country.txt"),
+            ("host_1.example.org", "is not a DNS name", "host.example.org"),
+            ("bücher.example", "form xn--", "xn--bcher-kva"),
+            ("0x7f.1", "its last part is a number", "four numbers"),
+            ("1.2.3", "is not an address", "192.0.2.7"),
+            ("host.", "is not a source", "a DNS name with a dot"),
+            ("host.example.org/24", "is not an address", "192.0.2.7"),
+            ("host.example.org:80", "is not an address", "192.0.2.7"),
+            ("country:FRA", "two letters", "country:FR"),
+            ("country:", "two letters", "country:FR"),
             ("if:", "names no interface", "eth0"),
             ("if:sixteen-letters!", "names no interface", "at most 15 bytes"),
             ("if:eth*", "stands for several interfaces", "the bridge or bond above them"),
@@ -417,6 +456,16 @@ mod tests {
         assert!(check_via(&"lan".parse().unwrap(), Some(&other)).is_ok());
     }
 
+    #[test]
+    fn a_name_may_be_allowed_but_not_denied_and_a_country_both() {
+        let name: Source = "host.example.org".parse().unwrap();
+        assert!(check_action(Action::Allow, &name).is_ok());
+        let denied = check_action(Action::Deny, &name).unwrap_err();
+        assert!(denied.to_string().contains("says who to let in"), "{denied}");
+        assert!(denied.fix().contains("its addresses"), "{}", denied.fix());
+        assert!(check_action(Action::Deny, &"country:FR".parse().unwrap()).is_ok());
+    }
+
     fn any_prefix() -> impl Strategy<Value = IpNet> {
         prop_oneof![
             (any::<u32>(), 0..=32u8)
@@ -437,7 +486,7 @@ mod tests {
         }
 
         #[test]
-        fn what_reads_is_written_the_same_for_ever(text in "[@a-f0-9.:/%]{0,24}|@/.{0,20}") {
+        fn what_reads_is_written_the_same_for_ever(text in "[@a-f0-9.:/%]{0,24}|@/.{0,20}|[A-Za-z0-9.-]{1,12}[.][a-zA-Z0-9-]{1,9}[.]?|country:[A-Za-z]{2}") {
             if let Ok(source) = text.parse::<Source>() {
                 prop_assert_eq!(source.to_string().parse(), Ok(source));
             }

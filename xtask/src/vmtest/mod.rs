@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// What runs on each kernel: every program loads and attaches, and packets meet what was promised.
-const SELECTION: [(&str, &[&str]); 8] = [
+const SELECTION: [(&str, &[&str]); 9] = [
     ("verdict_in_kernel", &["the_verifier_has_little_to_do"]),
     (
         "access",
@@ -65,6 +65,7 @@ const SELECTION: [(&str, &[&str]); 8] = [
     ),
     ("interfaces", &["a_filter_of_xdp_tools_goes_on_filtering"]),
     ("true_root", &["an_idle_daemon_sleeps_until_a_port_may_have_been_published"]),
+    ("clock", &[]),
     ("devices", &[]),
     ("ipsec", &[]),
 ];
