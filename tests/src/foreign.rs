@@ -12,6 +12,7 @@ use std::{
 };
 
 use aya::{
+    maps::MapData,
     programs::loaded_programs,
     sys::{Stats, enable_stats},
 };
@@ -252,6 +253,24 @@ impl Drop for XdpFilter {
         // What it left, if anything, goes with the lab's interface.
         let _ = self.session.wait();
     }
+}
+
+/// What the kernel takes for the maps below a directory, in bytes.
+#[must_use]
+#[track_caller]
+pub fn pinned_map_bytes(pins: &Path) -> u64 {
+    let maps = fs::read_dir(pins.join("v1/maps"))
+        .unwrap_or_else(|error| panic!("there are no pins: {error}"));
+    let of_one = |path: &Path| {
+        let map = MapData::from_pin(path)
+            .unwrap_or_else(|error| panic!("{} is no map: {error}", path.display()));
+        let facts = format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd());
+        let facts = fs::read_to_string(facts).unwrap_or_default();
+        let bytes: Option<u64> =
+            facts.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok());
+        bytes.unwrap_or_else(|| panic!("its memory is not told:\n{facts}"))
+    };
+    maps.flatten().map(|entry| of_one(&entry.path())).sum::<u64>()
 }
 
 /// Guard's links that are pinned below this directory: the hook's name, and the id.

@@ -4,37 +4,21 @@ use std::{
     collections::HashSet,
     fs,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::fd::{AsFd, AsRawFd},
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
 };
 
-use aya::maps::MapData;
 use guard_tests::{
     bench::memory::resident_mib,
+    foreign::pinned_map_bytes,
     lab::{CLIENT, Lab, OLLAMA, SERVER},
     list::{self, write_million},
     product::Attach,
     wait::{EndOnDrop, until},
     wire,
 };
-
-/// What the kernel takes for the maps below a directory, in bytes.
-#[track_caller]
-fn map_bytes(pins: &Path) -> u64 {
-    let maps = fs::read_dir(pins.join("v1/maps")).expect("there are pins");
-    let of_one = |path: &Path| {
-        let map = MapData::from_pin(path).expect("it is a map");
-        let facts = format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd());
-        let facts = fs::read_to_string(facts).expect("the kernel tells of it");
-        let bytes: Option<u64> =
-            facts.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok());
-        bytes.unwrap_or_else(|| panic!("its memory is not told:\n{facts}"))
-    };
-    maps.flatten().map(|entry| of_one(&entry.path())).sum::<u64>()
-}
 
 /// As many sources as prefixes, half of each family, of which no prefix of this length in the list covers any: IPv4 addresses
 /// each in a network of its own, and IPv6 addresses each in a /64 of its own.
@@ -64,7 +48,7 @@ fn a_million_sources_attack_where_a_million_prefixes_are_allowed() {
     let server = SERVER.v4_at(OLLAMA);
     lab.client.expect_answer(server);
     let events = guard.follow();
-    let kernel_before = map_bytes(&lab.pins());
+    let kernel_before = pinned_map_bytes(&lab.pins());
     let daemon_before_mib = resident_mib(guard.pid()).expect("it runs");
     let wire = lab.wire();
     let is_over = AtomicBool::new(false);
@@ -102,7 +86,7 @@ fn a_million_sources_attack_where_a_million_prefixes_are_allowed() {
     assert_eq!(reached.len(), answered + 1);
     assert!(reached.iter().all(|peer| CLIENT.has(peer.ip())), "{reached:?}");
     // What sources are remembered for has its room from the start, and the daemon keeps the newest attempts.
-    assert_eq!(map_bytes(&lab.pins()), kernel_before);
+    assert_eq!(pinned_map_bytes(&lab.pins()), kernel_before);
     let daemon_mib = resident_mib(guard.pid()).expect("it runs");
     println!(
         "{answered} calls were answered; kernel {} MiB and {} MiB of sources, daemon {daemon_before_mib:.1} MiB before and {daemon_mib:.1} MiB after",
