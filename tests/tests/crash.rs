@@ -47,7 +47,7 @@ fn points_of_start(guard: &Guard<'_>, interrupter: &Interrupter) -> Vec<usize> {
     points
 }
 
-/// Every other one of those after the programs are loaded: until then starts are alike.
+/// Every other one of those after the programs are loaded: until then starts are much alike.
 fn of_covering(points: &[usize], interrupter: &Interrupter) -> Vec<usize> {
     let loaded = interrupter.seen().iter().rposition(|step| *step == "load a program");
     points.iter().copied().filter(|point| Some(*point) > loaded).step_by(2).collect()
@@ -129,6 +129,7 @@ fn a_first_start_that_dies_is_made_good_by_the_next() {
     let interrupter = Interrupter::default();
     let guard = lab.guard(Attach::Tcx, "").interrupted_by(&interrupter);
     let points = points_of_start(&guard, &interrupter);
+    let points = of_covering(&points, &interrupter);
     guard.tell(&["down"]);
     guard.wait_for_end();
     let knock = |number: usize| {
