@@ -157,7 +157,8 @@ fn more_rules_than_are_kept_are_refused() {
     let lab = Lab::new("more_rules_than_are_kept_are_refused");
     let listener = lab.serve();
     let guard = lab.start_guard(Attach::Tcx, "");
-    let comment = "x".repeat(200);
+    // Four bytes each.
+    let comment = "🛡".repeat(200);
     let sources = |first: usize| -> Vec<String> {
         let prefix =
             |number: usize| format!("2001:db8:{:x}:{:x}::/64", number >> 16, number & 0xffff);

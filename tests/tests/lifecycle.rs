@@ -328,6 +328,7 @@ fn a_torn_state_file_is_kept_aside_and_opens_nothing() {
         let whole = fs::read_to_string(&file).unwrap_or_else(|error| panic!("{error}"));
         let text = text.unwrap_or(&whole[..whole.len() / 2]);
         write(&file, text);
+        write(&guard.state().join("state.json.copy"), text);
         // Who only asks is told, and leaves the file for the start to tell of as well.
         let asked = guard.ask(&["status"]);
         assert!(asked.errors.contains("state.json"), "{asked:#?}");
