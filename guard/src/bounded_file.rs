@@ -7,6 +7,8 @@ use std::{
     path::Path,
 };
 
+use tempfile::NamedTempFile;
+
 /// Why a file was not read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReadError {
@@ -43,6 +45,20 @@ pub(crate) fn read(path: &Path, limit: u64) -> Result<Vec<u8>, ReadError> {
 /// # Errors
 /// When it can't be written; the file is as it was then.
 pub(crate) fn replace(directory: &Path, name: &str, content: &[u8]) -> io::Result<()> {
+    let file = fresh(directory, name, content)?;
+    file.as_file().sync_all()?;
+    file.persist(directory.join(name))?;
+    // The rename itself must survive a power cut as well.
+    File::open(directory)?.sync_all()
+}
+
+/// As [`replace`], and nobody waits for the disk: after a power cut it may be spoiled.
+pub(crate) fn replace_some_time(directory: &Path, name: &str, content: &[u8]) -> io::Result<()> {
+    fresh(directory, name, content)?.persist(directory.join(name))?;
+    Ok(())
+}
+
+fn fresh(directory: &Path, name: &str, content: &[u8]) -> io::Result<NamedTempFile> {
     let fresh_name = format!(".{name}.new");
     DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     // Of one name, so that one which a crash has left is not there for ever.
@@ -54,10 +70,7 @@ pub(crate) fn replace(directory: &Path, name: &str, content: &[u8]) -> io::Resul
     let mut fresh = tempfile::Builder::new();
     let mut file = fresh.prefix(&fresh_name).rand_bytes(0).tempfile_in(directory)?;
     file.write_all(content)?;
-    file.as_file().sync_all()?;
-    file.persist(directory.join(name))?;
-    // The rename itself must survive a power cut as well.
-    File::open(directory)?.sync_all()
+    Ok(file)
 }
 
 #[cfg(test)]

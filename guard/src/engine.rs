@@ -377,7 +377,9 @@ impl Engine {
         }
         notes.extend(coverage::cover(&core.pins, &core.settings.config, &facts)?);
         if core.is_daemon {
-            let facts = Facts::gather(&core.settings.config)?;
+            // What is held of links is asked of them; filters stand in the facts, which may be others now.
+            let has_filters = facts.seen.values().any(|seen| !seen.filters.is_empty());
+            let facts = if has_filters { Facts::gather(&core.settings.config)? } else { facts };
             *self.kept() = Some(Kept::now(&core.pins, &facts.seen)?);
         }
         Ok(notes)

@@ -265,7 +265,7 @@ impl State {
         }
         bounded_file::replace(directory, FILE_NAME, text.as_bytes())
             .map_err(|source| StateError::NotWritten { path, source })?;
-        if let Err(error) = bounded_file::replace(directory, COPY_NAME, text.as_bytes()) {
+        if let Err(error) = bounded_file::replace_some_time(directory, COPY_NAME, text.as_bytes()) {
             log::warn!("the state is kept, and its copy {COPY_NAME} is not: {error}");
         }
         Ok(())
