@@ -213,19 +213,7 @@ fn interface_name(index: u32) -> Option<String> {
 async fn follow_network(engine: Arc<Engine>) {
     let look = || {
         let engine = engine.clone();
-        async {
-            match spawn_blocking(move || engine.follow_network()).await {
-                Ok(followed) => {
-                    followed.news.iter().for_each(|news| log::info!("{news}"));
-                    tell_of_problems(&followed);
-                    followed.is_unfinished
-                }
-                Err(error) => {
-                    log::error!("{error}");
-                    false
-                }
-            }
-        }
+        look_and_tell(move || engine.follow_network())
     };
     let open =
         || netlink::watch().map(|changes| follow::changes_and(changes, lapses(engine.clone())));
@@ -387,7 +375,7 @@ async fn follow_files(engine: Arc<Engine>) {
     let mut watched: Option<AsyncFd<Watched>> = None;
     loop {
         let looked = engine.clone();
-        let is_unfinished = follow_sources(move || looked.follow_files()).await;
+        let is_unfinished = look_and_tell(move || looked.follow_files()).await;
         let directories = engine.file_directories();
         if directories.is_empty() {
             watched = None;
@@ -459,7 +447,7 @@ async fn follow_names(engine: Arc<Engine>) {
             }
         } else if due_in.is_zero() {
             let asking = engine.clone();
-            follow_sources(move || asking.follow_names()).await;
+            look_and_tell(move || asking.follow_names()).await;
             // Whatever went wrong, others get their turn.
             sleep(BETWEEN_ROUNDS).await;
         } else {
@@ -473,8 +461,8 @@ async fn follow_names(engine: Arc<Engine>) {
     }
 }
 
-/// Says what has become of sources. Returns whether there is more to do.
-async fn follow_sources(follow: impl FnOnce() -> Followed + Send + 'static) -> bool {
+/// Says what has become of what is followed. Returns whether there is more to do.
+async fn look_and_tell(follow: impl FnOnce() -> Followed + Send + 'static) -> bool {
     match spawn_blocking(follow).await {
         Ok(followed) => {
             followed.news.iter().for_each(|news| log::info!("{news}"));
