@@ -64,8 +64,8 @@ fn points_of(interrupter: &Interrupter, work: impl FnOnce()) -> Vec<usize> {
 }
 
 /// One point of so many may lie behind the end of the command: what the daemon does besides, such as a look at the network, is seen
-/// as well, and not each time.
-const MISSED_OF: usize = 4;
+/// as well, and not each time; and what is there already is not made again.
+const MISSED_OF: usize = 2;
 
 /// Runs a command at one of whose steps the daemon is to be killed. Returns whether it was.
 #[track_caller]
