@@ -158,10 +158,14 @@ fn an_idle_daemon_sleeps_until_a_port_may_have_been_published() {
     let guard = lab.guard(Attach::Socket, "").at_the_root("");
     guard.start();
 
+    // Every two seconds it looks whether what is in force is still there: a thread or two wake for that.
     let sleeps_through_three_seconds = || {
-        let before = times_awake(guard.pid());
+        let awake = || times_awake(guard.pid()).values().sum::<u64>();
+        let before = awake();
         sleep(Duration::from_secs(3));
-        times_awake(guard.pid()) == before
+        let times = awake().saturating_sub(before);
+        println!("awake {times} times");
+        times <= 11
     };
     let falls_asleep = || (0..30).any(|_| sleeps_through_three_seconds());
     // What it does now and then anyway can't be it, three times on end.
