@@ -431,11 +431,12 @@ impl Engine {
 
     /// To be called within a change, before anything is made of the time.
     fn follow_clock(&self) {
-        let is_set = {
+        let is_other = {
             let core = self.core();
-            core.state.clock_step(&core.clock()).is_some()
+            let clock = core.clock();
+            core.state.clock_step(&clock).is_some() || core.state.is_new_to(&clock)
         };
-        if is_set {
+        if is_other {
             self.core_to_change().follow_clock();
         }
     }

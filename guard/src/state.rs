@@ -71,6 +71,9 @@ pub struct KnownClock {
     boot_id: String,
     /// What it showed, or would have, at boot: nanoseconds since 1970.
     wall_at_boot_ns: i64,
+    /// The ends that were there before this boot. They are the wall clock's: nobody knows how long the machine was off.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    of_earlier_boots: Vec<Timestamp>,
 }
 
 /// A clock that runs a little fast or slow is put right without a step (adjtime(3)); less than this is no step.
@@ -276,18 +279,38 @@ impl State {
     pub fn note_clock(&mut self, clock: &Clock) {
         self.newest_time = self.newest_time.max(clock.wall);
         let wall_at_boot_ns = i64::try_from(clock.wall_at_boot().as_nanos()).ok();
-        self.clock = match (clock.trusted, clock.boot_id, wall_at_boot_ns) {
-            (true, Some(boot_id), Some(wall_at_boot_ns)) => {
-                Some(KnownClock { boot_id: format!("{boot_id:x}"), wall_at_boot_ns })
-            }
-            _ => None,
+        let (true, Some(boot_id), Some(wall_at_boot_ns)) =
+            (clock.trusted, clock.boot_id, wall_at_boot_ns)
+        else {
+            self.clock = None;
+            return;
         };
+        let boot_id = format!("{boot_id:x}");
+        let mut of_earlier_boots = self.ends();
+        if let Some(known) = self.clock.take_if(|known| known.boot_id == boot_id) {
+            of_earlier_boots.retain(|end| known.of_earlier_boots.contains(end));
+        }
+        self.clock = Some(KnownClock { boot_id, wall_at_boot_ns, of_earlier_boots });
+    }
+
+    /// Whether the clock is to be remembered: it is believed, and was not yet in this boot.
+    #[must_use]
+    pub fn is_new_to(&self, clock: &Clock) -> bool {
+        let boot_id = clock.boot_id.map(|boot_id| format!("{boot_id:x}"));
+        clock.trusted && self.clock.as_ref().map(|known| &known.boot_id) != boot_id.as_ref()
+    }
+
+    /// All that ends by itself.
+    fn ends(&self) -> Vec<Timestamp> {
+        let rules = self.rules.iter().filter_map(|rule| rule.until);
+        let trial = self.trial.iter().flat_map(Trial::ends);
+        rules.chain(self.observe_until).chain(trial).collect()
     }
 
     /// Whether anything of it ends by itself.
     #[must_use]
     pub fn has_ends(&self) -> bool {
-        self.observe_until.is_some() || self.rules.iter().any(|rule| rule.until.is_some())
+        !self.ends().is_empty()
     }
 
     /// By how much the clock was set in this boot since it was last remembered. In another boot nobody knows how long the machine
@@ -300,11 +323,15 @@ impl State {
         (step.abs() >= STEP).then_some(step)
     }
 
-    /// Where the clock was set ([`Self::clock_step`]), moves what ends after a span with it, so that the span stays what it was.
+    /// Where the clock was set ([`Self::clock_step`]), moves what ends after a span that began in this boot with it, so that the
+    /// span stays what it was.
     pub fn follow_clock(&mut self, clock: &Clock) -> Option<SignedDuration> {
         let step = self.clock_step(clock)?;
+        let fixed = self.clock.as_ref().map(|known| known.of_earlier_boots.clone());
+        let fixed = fixed.unwrap_or_default();
         // A time that no calendar has is one that never comes.
-        let moved = |time: Timestamp| time.saturating_add(step).unwrap_or(time);
+        let later = |time: Timestamp| time.saturating_add(step).unwrap_or(time);
+        let moved = |end: Timestamp| if fixed.contains(&end) { end } else { later(end) };
         for rule in &mut self.rules {
             rule.until = rule.until.map(moved);
         }
@@ -312,7 +339,7 @@ impl State {
         if let Some(trial) = &mut self.trial {
             trial.move_ends(moved);
         }
-        self.newest_time = moved(self.newest_time);
+        self.newest_time = later(self.newest_time);
         self.note_clock(&Clock { trusted: true, ..*clock });
         Some(step)
     }
@@ -461,7 +488,11 @@ mod tests {
             mode: Some(Mode::Observe),
             observe_until: Some(time("2026-11-25T01:02:03Z")),
             newest_time: time("2026-11-25T01:00:00Z"),
-            clock: Some(KnownClock { boot_id: "ff".to_owned(), wall_at_boot_ns: -5 }),
+            clock: Some(KnownClock {
+                boot_id: "ff".to_owned(),
+                wall_at_boot_ns: -5,
+                of_earlier_boots: vec![],
+            }),
             reserved_ports: vec![11434, 8081],
             run: RunFlags {
                 ports: vec!["8081".to_owned()],
@@ -666,6 +697,24 @@ mod tests {
         let before = state.clone();
         assert_eq!(state.follow_clock(&clock("2026-11-25T05:00:00Z", 10, 2, true)), None);
         assert_eq!(state, before);
+        // What was there before is the wall clock's, and what is made since keeps its span.
+        state.note_clock(&clock("2026-11-25T05:00:00Z", 10, 2, true));
+        let made = time("2026-11-25T06:00:00Z");
+        state.rules[1].until = Some(made);
+        let later = clock("2026-11-25T08:00:00Z", 10, 2, true);
+        state.note_clock(&clock("2026-11-25T05:00:01Z", 11, 2, true));
+        assert!(state.follow_clock(&later).is_some());
+        let ends: Vec<_> = state.rules.iter().map(|rule| rule.until).collect();
+        let before_ends: Vec<_> = before.rules.iter().map(|rule| rule.until).collect();
+        assert_eq!(
+            (ends[0], ends[3], state.observe_until),
+            (before_ends[0], before_ends[3], before.observe_until)
+        );
+        assert_eq!(
+            ends[1].map(|end| end.duration_since(made)),
+            Some(SignedDuration::from_hours(3))
+        );
+        state.rules[1].until = before.rules[1].until;
         // One that is not believed is nothing to go by later.
         state.note_clock(&clock("1970-01-01T00:00:10Z", 10, 2, false));
         assert_eq!(state.follow_clock(&clock("2026-11-25T05:00:00Z", 20, 2, true)), None);

@@ -94,6 +94,15 @@ impl Trial {
         clock.boot_at(self.until).min(clock.boot_ns.saturating_add(longest_ns))
     }
 
+    /// Its end, and those of its rules once it is confirmed.
+    pub fn ends(&self) -> impl Iterator<Item = Timestamp> {
+        let rules = match &self.change {
+            Tried::Rules(rules) => rules.as_slice(),
+            Tried::Reload => &[],
+        };
+        rules.iter().filter_map(|rule| rule.until).chain([self.until])
+    }
+
     /// Its end, and those of its rules, as a clock that was set has them.
     pub fn move_ends(&mut self, moved: impl Fn(Timestamp) -> Timestamp) {
         self.until = moved(self.until);

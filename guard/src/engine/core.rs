@@ -184,9 +184,13 @@ impl Core {
         Ok(core)
     }
 
-    /// Moves what ends after a span where the clock was set, and keeps it so.
+    /// Moves what ends after a span where the clock was set, and keeps it so. A clock that is believed at last is remembered.
     pub fn follow_clock(&mut self) {
         let clock = self.clock();
+        if self.state.is_new_to(&clock) {
+            self.state.note_clock(&clock);
+            self.save_state();
+        }
         let Some(step) = self.state.follow_clock(&clock) else { return };
         self.note_trial();
         log::info!("the clock was set by {step:#}: what ends after a time ends when it would have");
