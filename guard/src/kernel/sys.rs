@@ -291,6 +291,34 @@ pub fn array_value(map: BorrowedFd<'_>, key: u32, value_bytes: u32) -> io::Resul
     Ok(value)
 }
 
+/// So many entries of an array of 64 bits, from this one on: one call where the kernel knows how (5.6), else one for each.
+pub fn array_words(map: BorrowedFd<'_>, first: u32, count: u32) -> io::Result<Vec<u64>> {
+    let mut keys = vec![0_u32; count as usize];
+    let mut words = vec![0_u64; count as usize];
+    // A batch begins behind a key, or with the first.
+    let before = first.checked_sub(1);
+    let mut last = 0_u32;
+    let mut attr = zeroed();
+    attr.batch.in_batch = before.as_ref().map_or(0, |before| (&raw const *before) as u64);
+    attr.batch.out_batch = (&raw mut last) as u64;
+    attr.batch.keys = keys.as_mut_ptr() as u64;
+    attr.batch.values = words.as_mut_ptr() as u64;
+    attr.batch.count = count;
+    attr.batch.map_fd = raw(map);
+    let read = bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr);
+    // SAFETY: the kernel has written this member, or left it.
+    let is_whole =
+        unsafe { attr.batch.count } == count && keys.iter().copied().eq(first..first + count);
+    if read.is_ok() && is_whole {
+        return Ok(words);
+    }
+    let word = |key| {
+        let bytes = array_value(map, key, size_of::<u64>() as u32)?;
+        bytes.try_into().map(u64::from_ne_bytes).map_err(|_| io::ErrorKind::UnexpectedEof.into())
+    };
+    (first..first + count).map(word).collect()
+}
+
 pub fn map_delete(map: BorrowedFd<'_>, key: u32) -> io::Result<()> {
     let mut attr = zeroed();
     attr.__bindgen_anon_2.map_fd = raw(map);

@@ -3,7 +3,7 @@
 use std::{
     collections::{self, BTreeMap},
     hash::Hash,
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, OwnedFd},
 };
 
 use aya::{
@@ -35,6 +35,8 @@ pub struct PolicyMaps {
     active: Array<MapData, u32>,
     policy: Array<MapData, PolicyHeader>,
     port_bits: Array<MapData, u64>,
+    /// The same, to be read many words at once.
+    port_words: OwnedFd,
     port_indices: Array<MapData, PortIndices>,
     /// An array of chunks.
     sources: MapData,
@@ -105,6 +107,9 @@ impl PolicyMaps {
             port_bits: array(map::PORT_BITS)?
                 .try_into()
                 .map_err(failed(map::PORT_BITS, "opened"))?,
+            port_words: sys::pinned(&pins.map(map::PORT_BITS)).map_err(|source| {
+                KernelError::System { what: "opening the table of ports", source }
+            })?,
             port_indices: array(map::PORT_INDICES)?
                 .try_into()
                 .map_err(failed(map::PORT_INDICES, "opened"))?,
@@ -310,9 +315,7 @@ impl PolicyMaps {
             *bits |= 1 << (port.number & 63);
             octets[usize::from(port.number & 63)] = octet;
         }
-        let first = port_word(slot, Protocol::Tcp, 0);
-        for place in first..first + 2 * PORT_WORDS {
-            let held = self.port_bits.get(&place, 0).map_err(failed(map::PORT_BITS, "read"))?;
+        for (place, held) in self.words_of_ports(slot)? {
             let wanted = words.get(&place).copied();
             if held == 0 && wanted.is_none() {
                 continue;
@@ -326,14 +329,25 @@ impl PolicyMaps {
         Ok(())
     }
 
+    /// Each word of a slot's bitmaps of ports, TCP's and UDP's, by its place.
+    fn words_of_ports(
+        &self,
+        slot: u32,
+    ) -> Result<impl Iterator<Item = (u32, u64)> + use<>, KernelError> {
+        let first = port_word(slot, Protocol::Tcp, 0);
+        let words = sys::array_words(self.port_words.as_fd(), first, 2 * PORT_WORDS)
+            .map_err(|source| KernelError::System { what: "reading the table of ports", source })?;
+        Ok((first..).zip(words))
+    }
+
     /// The guarded ports, and their aliases.
     fn read_ports(&self, slot: u32) -> Result<(Indices, Indices), KernelError> {
         let (mut ports, mut aliases) = (Indices::new(), Indices::new());
+        let words: BTreeMap<u32, u64> = self.words_of_ports(slot)?.collect();
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             for first in (0..=u16::MAX).step_by(64) {
                 let place = port_word(slot, protocol, first);
-                let word = self.port_bits.get(&place, 0).map_err(failed(map::PORT_BITS, "read"))?;
-                if word == 0 {
+                if words.get(&place).is_none_or(|word| *word == 0) {
                     continue;
                 }
                 let octets =
