@@ -225,11 +225,19 @@ fn lapses(engine: Arc<Engine>) -> impl Stream<Item = ()> {
     stream::unfold(engine, |engine| async {
         loop {
             sleep(LOOK_FOR_LAPSES).await;
-            let asked = engine.clone();
-            match spawn_blocking(move || asked.has_lapsed()).await {
-                Ok(true) => return Some(((), engine)),
-                Ok(false) => {}
-                Err(error) => log::error!("{error}"),
+            // Without another thread: it is all that an idle daemon does.
+            let has_lapsed = if let Some(has_lapsed) = engine.has_lapsed() {
+                has_lapsed
+            } else {
+                let asked = engine.clone();
+                let lapsed = spawn_blocking(move || asked.have_filters_lapsed()).await;
+                lapsed.unwrap_or_else(|error| {
+                    log::error!("{error}");
+                    false
+                })
+            };
+            if has_lapsed {
+                return Some(((), engine));
             }
         }
     })

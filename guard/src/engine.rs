@@ -233,10 +233,20 @@ impl Engine {
         followed
     }
 
-    /// Whether somebody may have taken off what was in force after the last look: asked often, so that it is back soon.
+    /// Whether somebody may have taken off what was in force after the last look: asked often, so that it is back soon. It waits for
+    /// nothing: while somebody looks it says no, and `None` where netlink has to be asked ([`Self::have_filters_lapsed`]).
     #[must_use]
-    pub fn has_lapsed(&self) -> bool {
-        self.kept().as_ref().is_some_and(Kept::has_lapsed)
+    pub fn has_lapsed(&self) -> Option<bool> {
+        let Ok(kept) = self.kept.try_lock() else { return Some(false) };
+        let Some(kept) = kept.as_ref() else { return Some(false) };
+        let has_lapsed = kept.has_lapsed();
+        (has_lapsed || !kept.has_filters()).then_some(has_lapsed)
+    }
+
+    /// As [`Self::has_lapsed`], of filters. Must not be called within a runtime.
+    #[must_use]
+    pub fn have_filters_lapsed(&self) -> bool {
+        self.kept().as_ref().is_some_and(Kept::have_filters_lapsed)
     }
 
     /// Says what somebody has taken off, and makes the pins anew, by which the programs are found.

@@ -12,6 +12,7 @@ use std::{
     ptr,
     sync::{Arc, Mutex, PoisonError},
     thread,
+    time::Duration,
 };
 
 use rustix::{
@@ -22,6 +23,8 @@ use rustix::{
     },
     process::{Pid, Signal, kill_process},
 };
+
+use crate::wait::until;
 
 /// Calls that change files, and what they are called here. Messages are sent to change interfaces, and for much else.
 const CALLS: &[(libc::c_long, &str)] = &[
@@ -58,6 +61,9 @@ const BPF_COMMANDS: &[(u64, &str)] = &[
     (34, "detach a link"),
 ];
 
+/// Longer than the daemon pauses between two looks of one burst.
+const QUIET: Duration = Duration::from_millis(300);
+
 /// Sees the steps of a process, and kills it before one of them if told to.
 #[derive(Clone, Debug, Default)]
 pub struct Interrupter(Arc<Mutex<Steps>>);
@@ -78,6 +84,17 @@ impl Interrupter {
     #[must_use]
     pub fn seen(&self) -> Vec<&'static str> {
         self.steps().seen.clone()
+    }
+
+    /// Waits until nothing has been done for a while: what a daemon still does by itself after its start would be taken for a
+    /// part of the next command.
+    #[track_caller]
+    pub fn wait_for_quiet(&self) {
+        until("the daemon is quiet", || {
+            let before = self.steps().seen.len();
+            thread::sleep(QUIET);
+            self.steps().seen.len() == before
+        });
     }
 
     fn steps(&self) -> std::sync::MutexGuard<'_, Steps> {

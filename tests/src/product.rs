@@ -590,6 +590,13 @@ impl Follower {
         };
         self.lines.lock().unwrap_or_else(PoisonError::into_inner).iter().map(parse).collect()
     }
+
+    /// Packets that the attempts so far stand for.
+    #[must_use]
+    #[track_caller]
+    pub fn reported(&self) -> u64 {
+        self.attempts().iter().map(|attempt| attempt.packets).sum()
+    }
 }
 
 impl Drop for Follower {

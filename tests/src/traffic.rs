@@ -9,6 +9,7 @@ use std::{
 
 use crate::{
     lab::{Lab, OLLAMA, SERVER},
+    machine::Machine,
     wait::EndOnDrop,
     wire,
 };
@@ -36,4 +37,17 @@ pub fn while_outsiders_send(lab: &Lab, work: impl FnOnce()) -> u64 {
         drop(end);
         sender.join().unwrap_or_else(|panic| panic::resume_unwind(panic))
     })
+}
+
+/// Calls of a client, each of which must be answered. Returns how many.
+#[track_caller]
+pub fn call_until(is_over: &AtomicBool, client: &Machine) -> u64 {
+    let mut answered = 0;
+    while !is_over.load(Ordering::Relaxed) {
+        client.expect_answer(SERVER.v4_at(OLLAMA));
+        answered += 1;
+        // A port is not free again for a minute.
+        thread::sleep(Duration::from_millis(5));
+    }
+    answered
 }

@@ -5,9 +5,8 @@ use std::{
     fs,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::Path,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::AtomicBool,
     thread,
-    time::Duration,
 };
 
 use guard_tests::{
@@ -16,6 +15,7 @@ use guard_tests::{
     lab::{CLIENT, Lab, OLLAMA, SERVER},
     list::{self, write_million},
     product::Attach,
+    traffic::call_until,
     wait::{EndOnDrop, until},
     wire,
 };
@@ -54,16 +54,7 @@ fn a_million_sources_attack_where_a_million_prefixes_are_allowed() {
     let is_over = AtomicBool::new(false);
 
     let (sent, answered) = thread::scope(|scope| {
-        let calls = scope.spawn(|| {
-            let mut answered = 0;
-            while !is_over.load(Ordering::Relaxed) {
-                lab.client.expect_answer(server);
-                answered += 1;
-                // A port is not free again for a minute.
-                thread::sleep(Duration::from_millis(5));
-            }
-            answered
-        });
+        let calls = scope.spawn(|| call_until(&is_over, &lab.client));
         let end = EndOnDrop(&is_over);
         let mut sent = 0;
         for source in strangers(LENGTH) {
@@ -77,13 +68,12 @@ fn a_million_sources_attack_where_a_million_prefixes_are_allowed() {
 
     assert_eq!(sent, list::MILLION as u64);
     guard.expect_counted("tcx", "drop", "no-rule", sent);
-    let reported = || events.attempts().iter().map(|attempt| attempt.packets).sum::<u64>();
     until("each packet is reported, or counted as in no report", || {
         let totals = guard.status().events;
-        reported() + totals.unreported + totals.passed_over == sent
+        events.reported() + totals.unreported + totals.passed_over == sent
     });
     let reached = listener.reached_by();
-    assert_eq!(reached.len(), answered + 1);
+    assert_eq!(reached.len() as u64, answered + 1);
     assert!(reached.iter().all(|peer| CLIENT.has(peer.ip())), "{reached:?}");
     // What sources are remembered for has its room from the start, and the daemon keeps the newest attempts.
     assert_eq!(pinned_map_bytes(&lab.pins()), kernel_before);

@@ -275,7 +275,7 @@ fn expect_all_counted(guard: &Guard<'_>, events: &Follower, hook: &str, verdict:
 
 /// Whether each packet that a hook has stopped, or would have, is in an attempt, or among those that are in none.
 fn is_all_accounted_for(events: &Follower, status: &Status) -> bool {
-    let reported: u64 = events.attempts().iter().map(|attempt| attempt.packets).sum();
+    let reported = events.reported();
     let totals = &status.events;
     let counters = status.counters.iter().filter(|counter| counter.verdict != "pass");
     reported + totals.unreported + totals.repeated + totals.passed_over

@@ -17,8 +17,8 @@ use guard::{
 use guard_tests::{
     lab::{CLIENT, Lab, OLLAMA, SERVER},
     list::write_million,
-    machine::Machine,
     product::Attach,
+    traffic::call_until,
     wait::{EndOnDrop, until},
     wire,
 };
@@ -29,18 +29,6 @@ const EXCHANGES: usize = 4;
 /// Questions that are answered while one exchange is under way. Where they had to wait for its end, it would be one, and one more
 /// that was there first.
 const QUESTIONS: usize = 5;
-
-/// Calls of the client, each of which must be answered. Returns how many.
-fn call_until(is_over: &AtomicBool, client: &Machine) -> u64 {
-    let mut answered = 0;
-    while !is_over.load(Ordering::Relaxed) {
-        client.expect_answer(SERVER.v4_at(OLLAMA));
-        answered += 1;
-        // A port is not free again for a minute.
-        thread::sleep(Duration::from_millis(5));
-    }
-    answered
-}
 
 #[test]
 fn a_million_prefixes_are_exchanged_while_packets_pass_and_questions_are_answered() {
@@ -113,7 +101,7 @@ fn a_million_prefixes_are_exchanged_while_packets_pass_and_questions_are_answere
 
 #[test]
 fn thousands_of_exchanges_let_in_nobody_else_and_lose_nothing() {
-    const EXCHANGES: u64 = 1_000;
+    const EXCHANGES: u64 = 2_000;
     let lab = Lab::new("thousands_of_exchanges_let_in_nobody_else_and_lose_nothing");
     let listener = lab.serve();
     // Both let in the client, each one more, and neither all others.

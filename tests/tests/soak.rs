@@ -22,6 +22,7 @@ use guard_tests::{
     http::ask_api,
     lab::{CLIENT, Lab, OLLAMA, SERVER},
     product::{Attach, Guard},
+    traffic::call_until,
     wait::{EndOnDrop, until},
     wire,
 };
@@ -112,12 +113,12 @@ fn all_at_once_for_a_while() {
     let by = Requester::this_process();
     let server = SERVER.v4_at(OLLAMA);
     let (wires, is_over) = ([lab.wire(), lab.wire()], AtomicBool::new(false));
-    let (sent, answered) = (AtomicU64::new(0), AtomicU64::new(0));
+    let sent = AtomicU64::new(0);
     let file = guard.configuration();
     // As `Guard::configure` has it, from a thread that has no `Guard`.
     let template = fs::read_to_string(&file).expect("it is text");
 
-    let before = thread::scope(|scope| {
+    let (before, answered) = thread::scope(|scope| {
         for (number, wire) in wires.iter().enumerate() {
             let (sent, is_over) = (&sent, &is_over);
             scope.spawn(move || {
@@ -133,12 +134,7 @@ fn all_at_once_for_a_while() {
                 });
             });
         }
-        scope.spawn(|| {
-            keep_on(&is_over, Duration::from_millis(10), |_| {
-                lab.client.expect_answer(server);
-                answered.fetch_add(1, Ordering::Relaxed);
-            });
-        });
+        let calls = scope.spawn(|| call_until(&is_over, &lab.client));
         scope.spawn(|| {
             let client = ask();
             keep_on(&is_over, Duration::from_millis(200), |round| {
@@ -197,18 +193,16 @@ fn all_at_once_for_a_while() {
         let before = Holdings::of(&guard, &lab);
         thread::sleep(span().saturating_sub(begun.elapsed()));
         drop(end);
-        before
+        (before, calls.join().expect("each call is answered"))
     });
 
     let sent = sent.into_inner();
-    let answered = answered.into_inner();
     guard.configure(&configuration(0));
     guard.tell(&["reload"]);
     guard.expect_counted("tcx", "drop", "no-rule", sent);
-    let reported = || events.attempts().iter().map(|attempt| attempt.packets).sum::<u64>();
     until("each packet is reported, or counted as in no report", || {
         let totals = guard.status().events;
-        reported() + totals.unreported + totals.passed_over == sent
+        events.reported() + totals.unreported + totals.passed_over == sent
     });
     let reached = listener.reached_by();
     assert_eq!(reached.len() as u64, answered);

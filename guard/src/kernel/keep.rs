@@ -79,12 +79,21 @@ impl Kept {
         })
     }
 
-    /// Whether anything may have been taken off since: a few system calls, to be asked often. Must not be called within a runtime.
+    /// Whether anything but filters may have been taken off since: a few system calls that wait for nothing, to be asked often.
     #[must_use]
     pub fn has_lapsed(&self) -> bool {
-        self.directories != stamps(&self.pins)
-            || self.links.iter().any(|link| !link.is_in_place())
-            || !self.lapsed_filters().is_empty()
+        self.directories != stamps(&self.pins) || self.links.iter().any(|link| !link.is_in_place())
+    }
+
+    #[must_use]
+    pub fn has_filters(&self) -> bool {
+        !self.filters.is_empty()
+    }
+
+    /// Whether a filter has been taken off since. Must not be called within a runtime.
+    #[must_use]
+    pub fn have_filters_lapsed(&self) -> bool {
+        !self.lapsed_filters().is_empty()
     }
 
     /// What has been taken off. Must not be called within a runtime.
