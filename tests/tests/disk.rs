@@ -117,7 +117,12 @@ fn a_spoiled_state_file_changes_nothing_that_is_in_force() {
         fs::write(path, b"\0\0\0").expect("it can be written");
     }
     guard.expect_no_start(&["nothing is changed", "state.json"]);
-    guard.expect_refusal(&["allow", "192.0.2.7"], &["nothing is changed", "state.json"]);
+    // Nor does what was refused once go through the second time.
+    for refused in [&["allow", "192.0.2.7"][..], &["reload"], &["observe"], &["allow", "192.0.2.7"]]
+    {
+        guard.expect_refusal(refused, &["nothing is changed", "state.json"]);
+        assert_eq!(fs::read(&file).expect("it is there"), b"\0\0\0");
+    }
     let status = guard.status();
     assert_eq!(status.enforcement, Enforcement::Partial);
     assert!(status.missing.iter().any(|what| what.contains("state.json")), "{status:#?}");

@@ -205,6 +205,10 @@ impl Core {
     }
 
     fn save_state(&self) {
+        // What is in the place of a state that is lost has no rules: whoever read that would take those in force for gone.
+        if self.lost.is_some() {
+            return;
+        }
         if let Err(error) = self.state.save(&self.settings.config.paths.state, Timestamp::now()) {
             log::warn!("{error}");
         }
