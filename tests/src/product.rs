@@ -14,7 +14,7 @@ use std::{
 
 use guard::{
     control::{Change, Enforcement, Explanation, RuleView, Status},
-    events::Attempt,
+    events::{Attempt, Line},
     history::Entry,
 };
 use rustix::{
@@ -580,10 +580,29 @@ impl Follower {
         Self { child, lines }
     }
 
-    /// The attempts so far. A line that is none fails the test.
+    /// The attempts so far. A line that is none fails the test, also one that says that some are lost.
     #[must_use]
     #[track_caller]
     pub fn attempts(&self) -> Vec<Attempt> {
+        let attempts = self.lines().into_iter().map(|line| match line {
+            Line::Attempt(attempt) => Arc::unwrap_or_clone(attempt),
+            Line::Lagged { lagged } => panic!("{lagged} attempts were lost to who follows them"),
+        });
+        attempts.collect()
+    }
+
+    /// Packets that the attempts so far stand for, and how many attempts were lost on the way here.
+    #[must_use]
+    #[track_caller]
+    pub fn reported_and_lost(&self) -> (u64, u64) {
+        self.lines().iter().fold((0, 0), |(reported, lost), line| match line {
+            Line::Attempt(attempt) => (reported + attempt.packets, lost),
+            Line::Lagged { lagged } => (reported, lost + lagged),
+        })
+    }
+
+    #[track_caller]
+    fn lines(&self) -> Vec<Line> {
         let parse = |line: &Value| {
             serde_json::from_value(line.clone())
                 .unwrap_or_else(|error| panic!("no attempt: {error}: {line}"))
