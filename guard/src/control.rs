@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     history::{History, Requester},
+    progress::Loading,
     rule::{Action, Origin, RuleId},
 };
 
@@ -446,6 +447,12 @@ pub trait Control {
     /// # Errors
     /// When none is, or it can't be taken back.
     fn rollback(&self, by: &Requester) -> Result<Change, Failure>;
+
+    /// How far a change has come that takes long; `None` where none is under way. Answered at once, whatever is.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    fn loading(&self) -> Result<Option<Loading>, Failure>;
 
     /// The changes of the last so many seconds, or all that are kept.
     ///

@@ -76,7 +76,10 @@ pub fn run(place: &Place, flags: RunFlags, yes: bool) -> Result<(), Failure> {
     privileges::keep_only_needed()
         .map_err(|error| system("privileges could not be given up", &error))?;
     let mut engine = Engine::open(place)?;
-    let message = engine.start(flags, yes)?;
+    let progress = engine.progress();
+    let ask = || progress.now();
+    let message =
+        output::with_progress(ask, systemd::teller(), || engine.start(flags, yes))?;
     let ring = EventRing::open(&engine.pins())?;
     let socket = engine.socket();
     let outlives_us = engine.outlives_us();

@@ -43,6 +43,7 @@ use crate::{
         pins::Pins,
     },
     output, policy,
+    progress::{Loading, Progress},
     startup::Startup,
     state::{RunFlags, State},
     trial::{self, Trial},
@@ -114,6 +115,8 @@ pub struct Engine {
     oracle: Mutex<()>,
     /// What was in force after the last look, where this is the daemon's engine.
     kept: Mutex<Option<Kept>>,
+    /// The core's, to be had while that is being changed.
+    progress: Progress,
 }
 
 impl Engine {
@@ -122,9 +125,11 @@ impl Engine {
     /// # Errors
     /// When another process has the lock, a file is bad, or there is no bpffs for the pins.
     pub fn open(place: &Place) -> Result<Self, Failure> {
+        let core = Core::open(place)?;
         Ok(Self {
             changes: Mutex::default(),
-            core: RwLock::new(Core::open(place)?),
+            progress: core.progress.clone(),
+            core: RwLock::new(core),
             oracle: Mutex::default(),
             kept: Mutex::default(),
         })
@@ -147,6 +152,12 @@ impl Engine {
         following.missing = core.missing(&facts)?;
         self.kept = Mutex::new(Some(Kept::now(&core.pins, &facts.seen)?));
         Ok(startup)
+    }
+
+    /// How far a change has come that takes long, also while nothing else is answered.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        self.progress.clone()
     }
 
     #[must_use]
@@ -625,6 +636,10 @@ impl Control for Engine {
     fn rollback(&self, by: &Requester) -> Result<Change, Failure> {
         let mut following = self.begin_change()?;
         self.roll_back(&mut following, &Asked::new(Kind::Rollback, "rollback", by))
+    }
+
+    fn loading(&self) -> Result<Option<Loading>, Failure> {
+        Ok(self.progress.now())
     }
 
     fn history(&self, since_seconds: Option<u64>) -> Result<History, Failure> {

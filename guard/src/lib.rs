@@ -24,6 +24,7 @@ pub mod metrics;
 pub mod output;
 pub mod policy;
 pub mod privileges;
+pub mod progress;
 pub mod rule;
 pub mod startup;
 pub mod state;

@@ -1,6 +1,6 @@
 //! What systemd is told of the daemon (`sd_notify(3)`), where it was started by it: nothing anywhere else.
 
-use std::{sync::Arc, time::Duration};
+use std::{env, sync::Arc, time::Duration};
 
 use sd_notify::NotifyState;
 use tokio::{
@@ -16,6 +16,12 @@ const LONGEST_CHANGE: Duration = Duration::from_mins(5);
 /// The policy is in force, and the socket answers. `in_force` is one line about it.
 pub fn ready(in_force: &str) {
     notify(&[NotifyState::Ready, NotifyState::Status(in_force)]);
+}
+
+/// Takes what the daemon is at, where it was started by systemd and is not ready.
+pub fn teller() -> Option<fn(&str)> {
+    let tell: fn(&str) = |text| notify(&[NotifyState::Status(text)]);
+    env::var_os("NOTIFY_SOCKET").map(|_| tell)
 }
 
 /// Configuration is read again, until [`reloaded`].

@@ -2,9 +2,11 @@
 
 use std::{
     cell::{Cell, RefCell},
-    fmt, fs,
-    io::{BufRead, BufReader},
-    os::unix::net::UnixStream,
+    ffi::OsStr,
+    fmt,
+    fs::{self, File},
+    io::{self, BufRead, BufReader},
+    os::unix::{ffi::OsStrExt, fs::OpenOptionsExt, net::UnixStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex, PoisonError},
@@ -20,6 +22,8 @@ use guard::{
 use rustix::{
     fs::statfs,
     process::{Pid, Signal, kill_process},
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+    termios::{Winsize, tcsetwinsize},
 };
 use serde_json::Value;
 
@@ -422,6 +426,27 @@ impl<'lab> Guard<'lab> {
         answer
     }
 
+    /// As [`Self::tell`] for somebody at a terminal: what stood there, with all that moves its cursor.
+    #[track_caller]
+    pub fn tell_on_terminal(&self, arguments: &[&str]) -> String {
+        let mut command = self.command(arguments);
+        let (mut ours, theirs) = terminal().expect("a terminal can be made");
+        let errors = theirs.try_clone().expect("it can be opened twice");
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(theirs)
+            .stderr(errors)
+            .spawn()
+            .unwrap_or_else(|error| panic!("guard can't be started: {error}"));
+        // It holds the other ends, and with them the terminal.
+        drop(command);
+        let shown = thread::spawn(move || read_all(&mut ours));
+        let status = child.wait().expect("it ends");
+        let shown = shown.join().expect("it is read");
+        assert!(status.success(), "{shown}");
+        shown
+    }
+
     /// Runs a command that must be refused, in words that name each of these.
     #[track_caller]
     pub fn expect_refusal(&self, arguments: &[&str], names: &[&str]) {
@@ -683,6 +708,22 @@ fn finish(command: &mut Command, arguments: &[&str]) -> Answer {
         reader.and_then(|reader| reader.join().ok()).unwrap_or_default()
     };
     Answer { command: words, code: status.code(), output: text(output), errors: text(errors) }
+}
+
+/// Both ends of a new terminal of the usual size; the second is what a process takes for one.
+fn terminal() -> io::Result<(File, File)> {
+    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+    grantpt(&ours)?;
+    unlockpt(&ours)?;
+    let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
+    tcsetwinsize(&ours, size)?;
+    let path = ptsname(&ours, Vec::new())?;
+    let theirs = File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NOCTTY)
+        .open(OsStr::from_bytes(path.as_bytes()))?;
+    Ok((ours.into(), theirs))
 }
 
 fn read_all(mut pipe: impl std::io::Read) -> String {

@@ -13,6 +13,7 @@ use guard::{
     api::client::Client,
     control::{Control, Explain, Reload},
     history::Requester,
+    progress::{Loading, Step},
 };
 use guard_tests::{
     lab::{CLIENT, Lab, OLLAMA, SERVER},
@@ -22,6 +23,20 @@ use guard_tests::{
     wait::{EndOnDrop, until},
     wire,
 };
+
+const MILLION: u64 = 1_000_000;
+
+/// What a change is seen to be at, each with how far it has come.
+fn steps_until(is_over: &AtomicBool, socket: &Path) -> Vec<Loading> {
+    let client = Client::connect(socket).expect("the daemon can be asked");
+    let client = client.expect("a daemon is there");
+    let mut seen = Vec::new();
+    while !is_over.load(Ordering::Relaxed) {
+        seen.extend(client.loading().expect("the daemon answers"));
+        thread::sleep(Duration::from_millis(2));
+    }
+    seen
+}
 
 /// How often the lists are exchanged.
 const EXCHANGES: usize = 4;
@@ -67,9 +82,11 @@ fn a_million_prefixes_are_exchanged_while_packets_pass_and_questions_are_answere
             let before = guard.generation();
             guard.configure(&rule(&lists[round % lists.len()]));
             let is_exchanged = AtomicBool::new(false);
-            let client = Client::connect(&guard.socket()).expect("the daemon can be asked");
+            let socket = guard.socket();
+            let client = Client::connect(&socket).expect("the daemon can be asked");
             let client = client.expect("a daemon is there");
-            let questions = thread::scope(|scope| {
+            let (questions, steps) = thread::scope(|scope| {
+                let steps = scope.spawn(|| steps_until(&is_exchanged, &socket));
                 let questions = scope.spawn(|| {
                     let mut answered = 0;
                     while !is_exchanged.load(Ordering::Relaxed) {
@@ -80,11 +97,20 @@ fn a_million_prefixes_are_exchanged_while_packets_pass_and_questions_are_answere
                     answered
                 });
                 let end = EndOnDrop(&is_exchanged);
-                guard.tell(&["reload"]);
+                let shown = guard.tell_on_terminal(&["reload"]);
+                assert!(shown.contains("prefixes") || shown.contains(" of "), "{shown:?}");
                 drop(end);
-                questions.join().expect("the questions are answered")
+                let questions = questions.join().expect("the questions are answered");
+                (questions, steps.join().expect("they are told"))
             });
             assert!(guard.generation() > before);
+            let is_under_way = |step| {
+                let halfway = |it: &&Loading| it.step == step && (1..it.total).contains(&it.done);
+                steps.iter().any(|it| halfway(&it))
+            };
+            assert!(is_under_way(Step::Reading), "{steps:?}");
+            assert!(steps.iter().any(|it| it.step == Step::Compiling && it.total >= MILLION));
+            assert!(is_under_way(Step::Writing), "{steps:?}");
             println!("exchange {round}: {questions} questions were answered meanwhile");
             assert!(questions > QUESTIONS, "{questions} questions were answered meanwhile");
         }

@@ -22,6 +22,7 @@ use crate::{
     },
     events::Line,
     history::{History, Requester},
+    progress::Loading,
 };
 
 /// How long an answer is waited for.
@@ -168,6 +169,10 @@ impl Control for Client {
 
     fn rollback(&self, _: &Requester) -> Result<Change, Failure> {
         self.ask(Method::POST, "/v1/rollback", Bytes::new())
+    }
+
+    fn loading(&self) -> Result<Option<Loading>, Failure> {
+        self.ask(Method::GET, "/v1/loading", Bytes::new())
     }
 
     fn history(&self, since_seconds: Option<u64>) -> Result<History, Failure> {

@@ -331,6 +331,7 @@ fn router(shared: Shared) -> Router {
         .route("/v1/confirm", post(confirm))
         .route("/v1/rollback", post(rollback))
         .route("/v1/history", get(history))
+        .route("/v1/loading", get(loading))
         .route("/v1/events", get(events))
         .route("/metrics", get(metrics))
         .fallback(unknown_path)
@@ -458,6 +459,10 @@ async fn history(
         )
     })?;
     ask(&shared, move |control| control.history(query.since)).await
+}
+
+async fn loading(State(shared): State<Shared>) -> Result<Response, Problem> {
+    ask(&shared, |control| control.loading()).await
 }
 
 async fn down(

@@ -23,6 +23,7 @@ use crate::{
     },
     events::{Attempt, Hub, Line},
     history::{History, Requester, Via},
+    progress::{Loading, Step},
     rule::{Action, Origin, RuleId},
 };
 
@@ -142,6 +143,11 @@ impl Control for Fake {
     fn rollback(&self, _: &Requester) -> Result<Change, Failure> {
         self.note("rollback");
         Ok(change(Vec::new()))
+    }
+
+    fn loading(&self) -> Result<Option<Loading>, Failure> {
+        self.note("loading");
+        Ok(Some(Loading { step: Step::Compiling, done: 0, total: 1_000_000 }))
     }
 
     fn history(&self, since_seconds: Option<u64>) -> Result<History, Failure> {
@@ -283,6 +289,8 @@ fn every_request_reaches_the_control_plane_and_its_answer_comes_back() {
     let history = client.history(Some(3600)).unwrap();
     assert_eq!(history.changes, [crate::history::tests::example()]);
     assert_eq!(history.damaged_lines, 1);
+    let loading = Loading { step: Step::Compiling, done: 0, total: 1_000_000 };
+    assert_eq!(client.loading().unwrap(), Some(loading));
     assert_eq!(served.send("POST", "/v1/reload", "").0, 200);
     assert_eq!(
         served.asked(),
@@ -298,6 +306,7 @@ fn every_request_reaches_the_control_plane_and_its_answer_comes_back() {
             "confirm".to_owned(),
             "rollback".to_owned(),
             "history Some(3600)".to_owned(),
+            "loading".to_owned(),
             "reload None".to_owned(),
         ]
     );

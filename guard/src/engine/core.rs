@@ -51,6 +51,7 @@ use crate::{
     },
     output::text::{count, count_of},
     policy::{Clock, Policy, Sets, Unreadable, names::Answer},
+    progress::{Progress, Step},
     rule::{DnsName, GuardedPort, InterfaceName},
     state::{RunFlags, State},
     trial::{self, Trial},
@@ -85,6 +86,8 @@ pub struct Core {
     pub(super) trial: Option<(Trial, u64)>,
     /// What a configuration on trial has taken the place of, where this engine put it in force.
     pub(super) before_trial: Option<(Settings, Sets)>,
+    /// Of what takes long.
+    pub progress: Progress,
     _lock: Lock,
 }
 
@@ -176,6 +179,7 @@ impl Core {
             policies: watch::Sender::new(0),
             trial: None,
             before_trial: None,
+            progress: Progress::default(),
             _lock: lock,
         };
         let clock = core.clock();
@@ -248,7 +252,7 @@ impl Core {
     ) -> Result<Option<(Prepared, Vec<String>)>, Failure> {
         let basis = Basis { sets, ..self.basis()? };
         let policy = basis.policy(&self.settings, &self.state);
-        let sets = basis.sets.completed(&policy.rules, self.mmdb(), basis.unreadable)?;
+        let sets = basis.sets.completed(&policy.rules, self.mmdb(), basis.unreadable, &self.progress)?;
         let mut input = self.input(&self.settings, &policy, &sets, facts)?;
         let terms = self.terms(&input, &self.settings, &self.state)?;
         let header = self.maps.as_ref().map(PolicyMaps::header).transpose()?.flatten();
@@ -260,7 +264,7 @@ impl Core {
             return Ok(None);
         }
         let news = self.published_changes(&input.aliases)?;
-        let ready = Ready::new(compile::compile(&input)?)?;
+        let ready = self.compile(&input)?;
         Ok(Some((Prepared { input, ready, terms, sets, keeps_ports: basis.keeps_ports }, news)))
     }
 
@@ -422,11 +426,17 @@ impl Core {
     ) -> Result<Prepared, Failure> {
         let policy = basis.policy(settings, state);
         let mmdb = &settings.config.enrich.mmdb;
-        let sets = basis.sets.completed(&policy.rules, mmdb, basis.unreadable)?;
+        let sets = basis.sets.completed(&policy.rules, mmdb, basis.unreadable, &self.progress)?;
         let input = self.input(settings, &policy, &sets, facts)?;
         let terms = self.terms(&input, settings, state)?;
-        let ready = Ready::new(compile::compile(&input)?)?;
+        let ready = self.compile(&input)?;
         Ok(Prepared { input, ready, terms, sets, keeps_ports: basis.keeps_ports })
+    }
+
+    fn compile(&self, input: &Input) -> Result<Ready, Failure> {
+        let prefixes = input.rules.iter().map(|rule| rule.prefixes.len() as u64).sum();
+        let _compiling = self.progress.begin(Step::Compiling, prefixes);
+        Ok(Ready::new(compile::compile(input)?)?)
     }
 
     /// Puts in force what was planned, keeps it, and keeps who asked for it.
@@ -497,7 +507,7 @@ impl Core {
     pub fn put(&mut self, policy: Prepared) -> Result<Option<u64>, Failure> {
         let generation = match &mut self.maps {
             Some(maps) => {
-                let generation = maps.put_in_force(policy.ready, policy.terms)?;
+                let generation = maps.put_in_force(policy.ready, policy.terms, &self.progress)?;
                 self.in_force = Some(policy.input);
                 self.policies.send_modify(|policies| *policies += 1);
                 Some(generation)
@@ -555,7 +565,7 @@ impl Core {
             covered.extend(interfaces.into_iter().filter(has_hook).map(|it| it.index));
         }
         let idle = |name: &InterfaceName| coverage::idle(config, facts, &covered, name);
-        let sets = self.sets.clone().completed(&policy.rules, self.mmdb(), Unreadable::Shown)?;
+        let sets = self.sets.clone().completed(&policy.rules, self.mmdb(), Unreadable::Shown, &self.progress)?;
         Ok(policy.views(&sets, &facts.lan, &self.clock(), idle))
     }
 
@@ -599,7 +609,7 @@ impl Core {
         let facts = Facts::gather(&self.settings.config)?;
         let basis = self.basis()?;
         let policy = basis.policy(&self.settings, &self.state);
-        let sets = basis.sets.completed(&policy.rules, self.mmdb(), basis.unreadable)?;
+        let sets = basis.sets.completed(&policy.rules, self.mmdb(), basis.unreadable, &self.progress)?;
         let input = self.input(&self.settings, &policy, &sets, &facts)?;
         let port: GuardedPort = match &request.port {
             Some(text) => text.parse()?,

@@ -92,7 +92,7 @@ impl Engine {
             (core.sets().clone(), core.mmdb().to_vec())
         };
         let mut sets = before.clone();
-        let reread = sets.reread(&mmdb, SystemTime::now());
+        let reread = sets.reread(&mmdb, SystemTime::now(), &self.progress);
         self.take_sets(&before, sets, reread)
     }
 

@@ -23,7 +23,12 @@ use guard_common::{
 };
 
 use super::{KernelError, pins::Pins, probe, sys};
-use crate::{compile::Tables, control::TableUse, rule::GuardedPort};
+use crate::{
+    compile::Tables,
+    control::TableUse,
+    progress::{Current, Progress, Step},
+    rule::GuardedPort,
+};
 
 /// Chunks of the source table that the slot out of force keeps, so that the next policy finds room at once.
 const KEPT_CHUNKS: usize = 1;
@@ -197,14 +202,21 @@ impl PolicyMaps {
     ///
     /// # Errors
     /// When a map can't be written. The policy in force is as it was.
-    pub fn put_in_force(&mut self, ready: Ready, terms: Terms) -> Result<u64, KernelError> {
+    pub fn put_in_force(
+        &mut self,
+        ready: Ready,
+        terms: Terms,
+        progress: &Progress,
+    ) -> Result<u64, KernelError> {
         let Ready { tables: wanted, lines } = ready;
         let active = self.active_slot()?;
         let slot = active.map_or(0, |active| (active + 1) % POLICY_SLOTS);
         // A packet that came in before the last swap may still be walking this slot.
         wait_for_packets()?;
 
-        self.write_slot(slot, &wanted, &lines)?;
+        let writing = progress.begin(Step::Writing, size_of_val(lines.as_slice()) as u64);
+        self.write_slot(slot, &wanted, &lines, &writing)?;
+        drop(writing);
         let generation = self.newest_generation()? + 1;
         let header = PolicyHeader {
             generation,
@@ -243,8 +255,9 @@ impl PolicyMaps {
         slot: u32,
         wanted: &Tables,
         lines: &[Line],
+        writing: &Current<'_>,
     ) -> Result<(), KernelError> {
-        self.write_sources(slot, lines)?;
+        self.write_sources(slot, lines, writing)?;
         for (index, ladder) in (slot * MAX_LADDERS..).zip(&wanted.ladders) {
             self.ladders.set(index, ladder, 0).map_err(failed(map::LADDERS, "written"))?;
         }
@@ -256,7 +269,13 @@ impl PolicyMaps {
         self.write_ports(slot, wanted)
     }
 
-    fn write_sources(&mut self, slot: u32, lines: &[Line]) -> Result<(), KernelError> {
+    fn write_sources(
+        &mut self,
+        slot: u32,
+        lines: &[Line],
+        writing: &Current<'_>,
+    ) -> Result<(), KernelError> {
+        let mut done_bytes = 0;
         self.add_chunks(slot, lines.len().div_ceil(LINES_PER_CHUNK as usize))?;
         let in_chunks = lines.chunks(LINES_PER_CHUNK as usize);
         for (chunk, lines) in self.chunks[slot as usize].iter_mut().zip(in_chunks) {
@@ -266,6 +285,8 @@ impl PolicyMaps {
                 page[..words.len()].copy_from_slice(words);
                 chunk.set(number, page, 0).map_err(failed(map::SOURCES, "written"))?;
             }
+            done_bytes += size_of_val(lines) as u64;
+            writing.at(done_bytes);
         }
         Ok(())
     }

@@ -97,10 +97,14 @@ pub fn escaped(text: &str) -> String {
     safe
 }
 
-/// `1 rule`, `1,234 rules`.
+/// `1 rule`, `1,234 rules`, `2 prefixes`.
 #[must_use]
 pub fn count(number: u64, one: &str) -> String {
-    let plural = if number == 1 { "" } else { "s" };
+    let plural = match number {
+        1 => "",
+        _ if one.ends_with('x') => "es",
+        _ => "s",
+    };
     format!("{} {one}{plural}", grouped(number))
 }
 

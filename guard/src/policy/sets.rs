@@ -21,6 +21,7 @@ use crate::{
     bounded_file,
     control::{Failure, Refresh},
     output::text::count_of,
+    progress::{Current, Progress, Step},
     rule::{Action, Country, DnsName, Rule, Source, quoted},
 };
 
@@ -32,6 +33,9 @@ pub(super) const MAX_PREFIXES: usize = 1_000_000;
 
 /// The most files and countries of a policy.
 const MAX_SETS: usize = 256;
+
+/// How often it is noted how far reading has come.
+const LINES_PER_NOTE: usize = 1_024;
 
 /// A file that was changed so recently may still be being written.
 const SETTLED: Duration = Duration::from_secs(1);
@@ -154,6 +158,7 @@ impl Sets {
         rules: &[Rule],
         mmdb: &[PathBuf],
         unreadable: Unreadable,
+        progress: &Progress,
     ) -> Result<Self, SetError> {
         let mut read = HashMap::new();
         let mut names = BTreeMap::new();
@@ -188,7 +193,7 @@ impl Sets {
             return Err(SetError::TooManySets);
         }
         let wanted: Vec<&Source> = new.values().map(|rule| &rule.source).collect();
-        let results = read_all(&wanted, mmdb);
+        let results = read_all(&wanted, mmdb, progress);
         for (rule, (stamps, result)) in new.into_values().zip(results) {
             let one = match result {
                 Ok(prefixes) => Read {
@@ -238,7 +243,7 @@ impl Sets {
     }
 
     /// Looks at the files again, and takes those that have changed: each as a whole, or not at all.
-    pub fn reread(&mut self, mmdb: &[PathBuf], now: SystemTime) -> Reread {
+    pub fn reread(&mut self, mmdb: &[PathBuf], now: SystemTime, progress: &Progress) -> Reread {
         let mut reread = Reread::default();
         let mut changed: Vec<Source> = Vec::new();
         for (source, read) in &self.read {
@@ -253,7 +258,7 @@ impl Sets {
             }
         }
         changed.sort_unstable_by_key(ToString::to_string);
-        let results = read_all(&changed.iter().collect::<Vec<_>>(), mmdb);
+        let results = read_all(&changed.iter().collect::<Vec<_>>(), mmdb, progress);
         for (source, (stamps, result)) in changed.into_iter().zip(results) {
             let Some(read) = self.read.get_mut(&source) else { continue };
             read.stamps = stamps;
@@ -390,7 +395,7 @@ fn stamps(source: &Source, mmdb: &[PathBuf]) -> Vec<Option<Stamp>> {
 type Outcome = (Vec<Option<Stamp>>, Result<Vec<IpNet>, SetError>);
 
 /// Reads files and countries: the MMDB files once for all.
-fn read_all(sources: &[&Source], mmdb: &[PathBuf]) -> Vec<Outcome> {
+fn read_all(sources: &[&Source], mmdb: &[PathBuf], progress: &Progress) -> Vec<Outcome> {
     let wanted: Vec<Country> = sources
         .iter()
         .filter_map(|source| match source {
@@ -400,6 +405,7 @@ fn read_all(sources: &[&Source], mmdb: &[PathBuf]) -> Vec<Outcome> {
         .collect();
     // The stamp comes first: what is written while it is read makes another one.
     let stamped: Vec<_> = sources.iter().map(|source| stamps(source, mmdb)).collect();
+    let mut reading = Reading::begin(progress, stamped.iter().flatten().flatten());
     let mut countries = match (wanted.is_empty(), mmdb.is_empty()) {
         (true, _) => Ok(BTreeMap::new()),
         (false, true) => Err("no MMDB file is configured".to_owned()),
@@ -419,20 +425,43 @@ fn read_all(sources: &[&Source], mmdb: &[PathBuf]) -> Vec<Outcome> {
             }
             .map_err(|why| SetError::Country { country: *country, why })
         }
-        Source::File(path) => read(path),
+        Source::File(path) => read(path, &mut reading),
         other => Err(SetError::NotRead(other.to_string())),
     };
     let results: Vec<_> = sources.iter().map(read_one).collect();
     stamped.into_iter().zip(results).collect()
 }
 
-fn read(path: &Path) -> Result<Vec<IpNet>, SetError> {
+/// How far the reading of several files has come.
+struct Reading<'a> {
+    done_bytes: u64,
+    current: Current<'a>,
+}
+
+impl<'a> Reading<'a> {
+    fn begin<'b>(progress: &'a Progress, files: impl Iterator<Item = &'b Stamp>) -> Self {
+        let total_bytes = files.map(|file| file.bytes).sum();
+        Self { done_bytes: 0, current: progress.begin(Step::Reading, total_bytes) }
+    }
+
+    /// One more line of the file, of so many.
+    fn line(&mut self, number: usize, line: &str) {
+        // Its line break is counted as one byte.
+        self.done_bytes += line.len() as u64 + 1;
+        if number.is_multiple_of(LINES_PER_NOTE) {
+            self.current.at(self.done_bytes);
+        }
+    }
+}
+
+fn read(path: &Path, reading: &mut Reading<'_>) -> Result<Vec<IpNet>, SetError> {
     let unreadable = |why: String| SetError::Unreadable { path: path.to_owned(), why };
     let bytes =
         bounded_file::read(path, MAX_BYTES).map_err(|error| unreadable(error.to_string()))?;
     let text = String::from_utf8(bytes).map_err(|_| unreadable("it is not text".to_owned()))?;
     let mut prefixes = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
+        reading.line(number, line);
         let written = line.split('#').next().unwrap_or_default().trim();
         if written.is_empty() {
             continue;
@@ -457,7 +486,7 @@ fn read(path: &Path) -> Result<Vec<IpNet>, SetError> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, iter};
 
     use super::*;
     use crate::{policy::tests::rule, rule::Action};
@@ -466,7 +495,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("set.txt");
         fs::write(&path, text).unwrap();
-        read(&path)
+        let progress = Progress::default();
+        read(&path, &mut Reading::begin(&progress, iter::empty()))
     }
 
     #[test]
@@ -485,7 +515,9 @@ mod tests {
             assert!(matches!(&error, SetError::BadLine { line: 2, .. }), "{error}");
             assert!(error.to_string().contains(bad), "{error}");
         }
-        assert!(matches!(read(Path::new("/nowhere/at/all")), Err(SetError::Unreadable { .. })));
+        let progress = Progress::default();
+        let mut reading = Reading::begin(&progress, iter::empty());
+        assert!(matches!(read(Path::new("/nowhere/at/all"), &mut reading), Err(SetError::Unreadable { .. })));
     }
 
     #[test]
@@ -495,19 +527,19 @@ mod tests {
         fs::write(&path, "192.0.2.0/24").unwrap();
         let rules = [rule("1", Action::Allow, &format!("@{}", path.display()))];
         let refused = Unreadable::Refused;
-        let sets = Sets::default().completed(&rules, &[], refused).unwrap();
+        let sets = Sets::default().completed(&rules, &[], refused, &Progress::default()).unwrap();
         fs::remove_file(&path).unwrap();
-        let sets = sets.completed(&rules, &[], refused).unwrap();
+        let sets = sets.completed(&rules, &[], refused, &Progress::default()).unwrap();
         let source = &rules[0].source;
         assert_eq!(sets.prefixes(source).unwrap().len(), 1);
-        assert!(Sets::default().completed(&rules, &[], refused).is_err());
+        assert!(Sets::default().completed(&rules, &[], refused, &Progress::default()).is_err());
         assert!(Sets::default().prefixes(source).is_err());
         // What only shows it does not fail for it.
-        let shown = Sets::default().completed(&rules, &[], Unreadable::Shown).unwrap();
+        let shown = Sets::default().completed(&rules, &[], Unreadable::Shown, &Progress::default()).unwrap();
         assert_eq!(shown.prefixes(source).unwrap().len(), 0);
         assert!(shown.refresh(source).unwrap().error.unwrap().contains("can't be read"));
         // What no rule names is forgotten.
-        assert!(sets.completed(&[], &[], refused).unwrap().prefixes(source).is_err());
+        assert!(sets.completed(&[], &[], refused, &Progress::default()).unwrap().prefixes(source).is_err());
     }
 
     /// Long enough after what was written.
@@ -522,34 +554,34 @@ mod tests {
         fs::write(&path, "192.0.2.0/24").unwrap();
         let rules = [rule("1", Action::Allow, &format!("@{}", path.display()))];
         let source = &rules[0].source;
-        let mut sets = Sets::default().completed(&rules, &[], Unreadable::Refused).unwrap();
+        let mut sets = Sets::default().completed(&rules, &[], Unreadable::Refused, &Progress::default()).unwrap();
         let holds = |sets: &Sets| sets.prefixes(source).unwrap()[0].to_string();
         let error = |sets: &Sets| sets.refresh(source).unwrap().error;
-        assert_eq!(sets.reread(&[], later()).news, [""; 0]);
+        assert_eq!(sets.reread(&[], later(), &Progress::default()).news, [""; 0]);
 
         let fresh = directory.path().join("fresh");
         fs::write(&fresh, "198.51.100.0/24").unwrap();
         fs::rename(&fresh, &path).unwrap();
-        let reread = sets.reread(&[], SystemTime::now());
+        let reread = sets.reread(&[], SystemTime::now(), &Progress::default());
         assert!(reread.is_unfinished && reread.changed.is_empty(), "it may still be written");
-        let reread = sets.reread(&[], later());
+        let reread = sets.reread(&[], later(), &Progress::default());
         assert_eq!((reread.changed, reread.is_unfinished), (vec![source.clone()], false));
         assert_eq!(holds(&sets), "198.51.100.0/24");
 
         for bad in ["198.51.100.1/24", "10.0.0.0/8\noffice"] {
             fs::write(&path, bad).unwrap();
-            let reread = sets.reread(&[], later());
+            let reread = sets.reread(&[], later(), &Progress::default());
             assert_eq!((reread.changed.len(), reread.problems.len()), (0, 1), "{reread:?}");
             assert_eq!(holds(&sets), "198.51.100.0/24");
             assert!(error(&sets).unwrap().contains("is not an address"), "{bad}");
-            assert_eq!(sets.reread(&[], later()).problems, [""; 0], "it is told once");
+            assert_eq!(sets.reread(&[], later(), &Progress::default()).problems, [""; 0], "it is told once");
         }
         fs::remove_file(&path).unwrap();
-        assert_eq!(sets.reread(&[], later()).problems.len(), 1);
+        assert_eq!(sets.reread(&[], later(), &Progress::default()).problems.len(), 1);
         assert_eq!(holds(&sets), "198.51.100.0/24");
         fs::write(&path, "203.0.113.0/24").unwrap();
         let before = sets.clone();
-        let reread = sets.reread(&[], later());
+        let reread = sets.reread(&[], later(), &Progress::default());
         assert_eq!((holds(&sets).as_str(), error(&sets)), ("203.0.113.0/24", None));
         sets.refuse(&before, &reread.changed, "too much");
         assert_eq!(holds(&sets), "198.51.100.0/24");
@@ -563,9 +595,9 @@ mod tests {
         let deny = [rule("1", Action::Deny, "country:FR")];
         let none = Sets::default();
         for rules in [&allow, &deny] {
-            let error = none.clone().completed(rules, &[], Unreadable::Refused).unwrap_err();
+            let error = none.clone().completed(rules, &[], Unreadable::Refused, &Progress::default()).unwrap_err();
             assert!(error.to_string().contains("no MMDB file is configured"), "{error}");
-            let sets = none.clone().completed(rules, &[], Unreadable::Shown).unwrap();
+            let sets = none.clone().completed(rules, &[], Unreadable::Shown, &Progress::default()).unwrap();
             assert_eq!(sets.prefixes(&rules[0].source).unwrap().len(), 0);
             assert!(sets.refresh(&rules[0].source).unwrap().error.is_some());
         }
@@ -577,7 +609,7 @@ mod tests {
             (0..number).map(|n| rule("1", Action::Allow, &format!("h{n}.example.org"))).collect()
         };
         let completed = |rules: &[Rule]| {
-            Sets::default().completed(rules, &[], Unreadable::Refused).map(|sets| sets.names.len())
+            Sets::default().completed(rules, &[], Unreadable::Refused, &Progress::default()).map(|sets| sets.names.len())
         };
         assert_eq!(completed(&names(MAX_NAMES)), Ok(MAX_NAMES));
         assert_eq!(completed(&names(MAX_NAMES + 1)), Err(SetError::TooManyNames));
