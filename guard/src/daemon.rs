@@ -78,8 +78,7 @@ pub fn run(place: &Place, flags: RunFlags, yes: bool) -> Result<(), Failure> {
     let mut engine = Engine::open(place)?;
     let progress = engine.progress();
     let ask = || progress.now();
-    let message =
-        output::with_progress(ask, systemd::teller(), || engine.start(flags, yes))?;
+    let message = output::with_progress(ask, systemd::teller(), || engine.start(flags, yes))?;
     let ring = EventRing::open(&engine.pins())?;
     let socket = engine.socket();
     let outlives_us = engine.outlives_us();

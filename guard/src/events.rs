@@ -51,6 +51,29 @@ pub struct Attempt {
     /// Packets and bytes are about so many: in a flood some packets stand for others.
     #[serde(default)]
     pub sampled: bool,
+    #[serde(flatten)]
+    pub facts: SourceFacts,
+}
+
+/// What this host's own network and local files tell of a source. What nothing tells is absent from JSON.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceFacts {
+    /// What kind of machine it seems to be, such as `container` or `public`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<String>,
+    /// ISO 3166-1, two letters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub country: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub city: Option<String>,
+    /// The number of the autonomous system that announces it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asn: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub as_name: Option<String>,
+    /// Who is known to send from there, and what the packet looks like.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
 }
 
 fn with_microseconds<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
@@ -123,6 +146,7 @@ pub fn decode(
         packets: number_u64(bytes, offset_of!(Event, packets))?,
         bytes: number_u64(bytes, offset_of!(Event, bytes))?,
         sampled: number_u8(bytes, offset_of!(Event, is_sampled))? != 0,
+        facts: SourceFacts::default(),
     })
 }
 
@@ -305,6 +329,7 @@ pub(crate) mod tests {
             packets: 1,
             bytes: 60,
             sampled: false,
+            facts: SourceFacts::default(),
         }
     }
 
@@ -467,6 +492,22 @@ pub(crate) mod tests {
             r#"{"time":"2026-11-25T01:02:03.123456Z","verdict":"drop","reason":"no-rule","hook":"xdp","interface":"eth0","source":"203.0.113.9","source_port":51234,"destination":"198.51.100.4","port":11434,"protocol":"tcp","tcp_flags":"SYN","packets":1,"bytes":60,"sampled":false}"#
         );
         assert_eq!(serde_json::from_str::<Attempt>(&text).unwrap(), example());
+    }
+
+    #[test]
+    fn what_is_known_of_a_source_stands_beside_the_rest() {
+        let facts = SourceFacts {
+            country: Some("FR".into()),
+            asn: Some(64_500),
+            as_name: Some("EXAMPLE".into()),
+            labels: vec!["censys".into()],
+            ..SourceFacts::default()
+        };
+        let attempt = Attempt { facts, ..example() };
+        let text = serde_json::to_string(&attempt).unwrap();
+        let end = r#","sampled":false,"country":"FR","asn":64500,"as_name":"EXAMPLE","labels":["censys"]}"#;
+        assert!(text.ends_with(end), "{text}");
+        assert_eq!(serde_json::from_str::<Attempt>(&text).unwrap(), attempt);
     }
 
     #[test]

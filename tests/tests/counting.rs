@@ -2,7 +2,10 @@
 
 use std::{net::SocketAddr, thread, time::Duration};
 
-use guard::{control::Status, events::Attempt};
+use guard::{
+    control::Status,
+    events::{Attempt, SourceFacts},
+};
 use guard_common::abi::WHOLE_PER_TICK;
 use guard_tests::{
     lab::{CLIENT, CONTAINER, Lab, OLLAMA, SERVER},
@@ -93,6 +96,7 @@ fn an_attempt_is_reported_as_it_was(attach: Attach) {
             packets: 1,
             bytes,
             sampled: false,
+            facts: SourceFacts::default(),
         };
         assert_eq!(*attempt, expected);
     }

@@ -448,7 +448,8 @@ fn put_in_force(
     let ports: &[_] =
         if terms.flags & FLAG_GUARDS_UDP == 0 { &[TCP, OTHER_TCP] } else { &[TCP, OTHER_TCP, UDP] };
     let input = input(ports);
-    maps.put_in_force(ready(&input), terms, &Progress::default()).expect("the policy is put in force");
+    maps.put_in_force(ready(&input), terms, &Progress::default())
+        .expect("the policy is put in force");
     Model::of(&input, terms)
 }
 
@@ -669,7 +670,10 @@ fn a_policy_is_swapped_whole_and_the_idle_slot_is_clean() {
         let flags = [(Protocol::Tcp, FLAG_GUARDS_TCP), (Protocol::Udp, FLAG_GUARDS_UDP)];
         let flags = flags.iter().filter(|(protocol, _)| guards(*protocol)).map(|(_, flag)| flag);
         let terms = Terms { flags: flags.sum(), ..Terms::default() };
-        assert_eq!(maps.put_in_force(ready, terms, &Progress::default()).expect("it is put in force"), generation);
+        assert_eq!(
+            maps.put_in_force(ready, terms, &Progress::default()).expect("it is put in force"),
+            generation
+        );
         let (long, short) = (6 << 20, 4 << 20);
         let bytes = maps.source_table_bytes();
         let is_long = wanted.rules.iter().any(|rule| rule.prefixes.len() > 1000);
@@ -736,6 +740,8 @@ fn the_verifier_has_little_to_do() {
 
 fn maps_in_force(loaded: &Loaded) {
     PolicyMaps::open(&loaded.pins)
-        .and_then(|mut maps| maps.put_in_force(ready(&input(&[TCP])), Terms::default(), &Progress::default()))
+        .and_then(|mut maps| {
+            maps.put_in_force(ready(&input(&[TCP])), Terms::default(), &Progress::default())
+        })
         .expect("it is put in force");
 }

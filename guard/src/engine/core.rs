@@ -252,7 +252,8 @@ impl Core {
     ) -> Result<Option<(Prepared, Vec<String>)>, Failure> {
         let basis = Basis { sets, ..self.basis()? };
         let policy = basis.policy(&self.settings, &self.state);
-        let sets = basis.sets.completed(&policy.rules, self.mmdb(), basis.unreadable, &self.progress)?;
+        let sets =
+            basis.sets.completed(&policy.rules, self.mmdb(), basis.unreadable, &self.progress)?;
         let mut input = self.input(&self.settings, &policy, &sets, facts)?;
         let terms = self.terms(&input, &self.settings, &self.state)?;
         let header = self.maps.as_ref().map(PolicyMaps::header).transpose()?.flatten();
@@ -565,7 +566,12 @@ impl Core {
             covered.extend(interfaces.into_iter().filter(has_hook).map(|it| it.index));
         }
         let idle = |name: &InterfaceName| coverage::idle(config, facts, &covered, name);
-        let sets = self.sets.clone().completed(&policy.rules, self.mmdb(), Unreadable::Shown, &self.progress)?;
+        let sets = self.sets.clone().completed(
+            &policy.rules,
+            self.mmdb(),
+            Unreadable::Shown,
+            &self.progress,
+        )?;
         Ok(policy.views(&sets, &facts.lan, &self.clock(), idle))
     }
 
@@ -609,7 +615,8 @@ impl Core {
         let facts = Facts::gather(&self.settings.config)?;
         let basis = self.basis()?;
         let policy = basis.policy(&self.settings, &self.state);
-        let sets = basis.sets.completed(&policy.rules, self.mmdb(), basis.unreadable, &self.progress)?;
+        let sets =
+            basis.sets.completed(&policy.rules, self.mmdb(), basis.unreadable, &self.progress)?;
         let input = self.input(&self.settings, &policy, &sets, &facts)?;
         let port: GuardedPort = match &request.port {
             Some(text) => text.parse()?,

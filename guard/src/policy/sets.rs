@@ -517,7 +517,10 @@ mod tests {
         }
         let progress = Progress::default();
         let mut reading = Reading::begin(&progress, iter::empty());
-        assert!(matches!(read(Path::new("/nowhere/at/all"), &mut reading), Err(SetError::Unreadable { .. })));
+        assert!(matches!(
+            read(Path::new("/nowhere/at/all"), &mut reading),
+            Err(SetError::Unreadable { .. })
+        ));
     }
 
     #[test]
@@ -535,11 +538,18 @@ mod tests {
         assert!(Sets::default().completed(&rules, &[], refused, &Progress::default()).is_err());
         assert!(Sets::default().prefixes(source).is_err());
         // What only shows it does not fail for it.
-        let shown = Sets::default().completed(&rules, &[], Unreadable::Shown, &Progress::default()).unwrap();
+        let shown = Sets::default()
+            .completed(&rules, &[], Unreadable::Shown, &Progress::default())
+            .unwrap();
         assert_eq!(shown.prefixes(source).unwrap().len(), 0);
         assert!(shown.refresh(source).unwrap().error.unwrap().contains("can't be read"));
         // What no rule names is forgotten.
-        assert!(sets.completed(&[], &[], refused, &Progress::default()).unwrap().prefixes(source).is_err());
+        assert!(
+            sets.completed(&[], &[], refused, &Progress::default())
+                .unwrap()
+                .prefixes(source)
+                .is_err()
+        );
     }
 
     /// Long enough after what was written.
@@ -554,7 +564,9 @@ mod tests {
         fs::write(&path, "192.0.2.0/24").unwrap();
         let rules = [rule("1", Action::Allow, &format!("@{}", path.display()))];
         let source = &rules[0].source;
-        let mut sets = Sets::default().completed(&rules, &[], Unreadable::Refused, &Progress::default()).unwrap();
+        let mut sets = Sets::default()
+            .completed(&rules, &[], Unreadable::Refused, &Progress::default())
+            .unwrap();
         let holds = |sets: &Sets| sets.prefixes(source).unwrap()[0].to_string();
         let error = |sets: &Sets| sets.refresh(source).unwrap().error;
         assert_eq!(sets.reread(&[], later(), &Progress::default()).news, [""; 0]);
@@ -574,7 +586,11 @@ mod tests {
             assert_eq!((reread.changed.len(), reread.problems.len()), (0, 1), "{reread:?}");
             assert_eq!(holds(&sets), "198.51.100.0/24");
             assert!(error(&sets).unwrap().contains("is not an address"), "{bad}");
-            assert_eq!(sets.reread(&[], later(), &Progress::default()).problems, [""; 0], "it is told once");
+            assert_eq!(
+                sets.reread(&[], later(), &Progress::default()).problems,
+                [""; 0],
+                "it is told once"
+            );
         }
         fs::remove_file(&path).unwrap();
         assert_eq!(sets.reread(&[], later(), &Progress::default()).problems.len(), 1);
@@ -595,9 +611,15 @@ mod tests {
         let deny = [rule("1", Action::Deny, "country:FR")];
         let none = Sets::default();
         for rules in [&allow, &deny] {
-            let error = none.clone().completed(rules, &[], Unreadable::Refused, &Progress::default()).unwrap_err();
+            let error = none
+                .clone()
+                .completed(rules, &[], Unreadable::Refused, &Progress::default())
+                .unwrap_err();
             assert!(error.to_string().contains("no MMDB file is configured"), "{error}");
-            let sets = none.clone().completed(rules, &[], Unreadable::Shown, &Progress::default()).unwrap();
+            let sets = none
+                .clone()
+                .completed(rules, &[], Unreadable::Shown, &Progress::default())
+                .unwrap();
             assert_eq!(sets.prefixes(&rules[0].source).unwrap().len(), 0);
             assert!(sets.refresh(&rules[0].source).unwrap().error.is_some());
         }
@@ -609,7 +631,9 @@ mod tests {
             (0..number).map(|n| rule("1", Action::Allow, &format!("h{n}.example.org"))).collect()
         };
         let completed = |rules: &[Rule]| {
-            Sets::default().completed(rules, &[], Unreadable::Refused, &Progress::default()).map(|sets| sets.names.len())
+            Sets::default()
+                .completed(rules, &[], Unreadable::Refused, &Progress::default())
+                .map(|sets| sets.names.len())
         };
         assert_eq!(completed(&names(MAX_NAMES)), Ok(MAX_NAMES));
         assert_eq!(completed(&names(MAX_NAMES + 1)), Err(SetError::TooManyNames));
