@@ -1,8 +1,9 @@
-//! Reads files that somebody else may have written: regular ones only, and no more than a limit. And replaces guard's own whole.
+//! Reads files that somebody else may have written: regular ones only, and no more than a limit. And replaces guard's own whole, or
+//! appends to them by whole lines.
 
 use std::{
     fs::{self, DirBuilder, File},
-    io::{self, Read, Write},
+    io::{self, Read, Seek, SeekFrom, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::Path,
 };
@@ -56,6 +57,52 @@ pub(crate) fn replace(directory: &Path, name: &str, content: &[u8]) -> io::Resul
 pub(crate) fn replace_some_time(directory: &Path, name: &str, content: &[u8]) -> io::Result<()> {
     fresh(directory, name, content)?.persist(directory.join(name))?;
     Ok(())
+}
+
+/// A regular file to append to, which is made with this mode where it is absent; no link is followed.
+///
+/// # Errors
+/// When it can't be opened, or is something else.
+pub(crate) fn open_to_append(path: &Path, mode: u32) -> io::Result<File> {
+    let file = File::options()
+        .read(true)
+        .append(true)
+        .create(true)
+        .mode(mode)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)?;
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"))
+    }
+}
+
+/// Appends whole lines, and has `keep` see to it that they stay. Half a line, which a crash has left, stays alone.
+///
+/// # Errors
+/// When they can't be written or kept: nothing of them is there then, as far as that can be had.
+pub(crate) fn append_lines(
+    file: &mut File,
+    lines: &[u8],
+    keep: impl FnOnce(&File) -> io::Result<()>,
+) -> io::Result<()> {
+    let length = file.metadata()?.len();
+    let is_torn = length > 0 && last_byte(file, length)? != b'\n';
+    let lines = [if is_torn { b"\n" } else { &b""[..] }, lines].concat();
+    let written = file.write_all(&lines).and_then(|()| keep(file));
+    if written.is_err() {
+        // Where it can't be taken back, whoever reads skips half a line.
+        let _ = file.set_len(length);
+    }
+    written
+}
+
+fn last_byte(file: &mut File, length: u64) -> io::Result<u8> {
+    let mut byte = [0];
+    file.seek(SeekFrom::Start(length - 1))?;
+    file.read_exact(&mut byte)?;
+    Ok(byte[0])
 }
 
 fn fresh(directory: &Path, name: &str, content: &[u8]) -> io::Result<NamedTempFile> {

@@ -21,6 +21,7 @@ use crate::{
     bounded_file::{self, ReadError},
     control::{Failure, FailureKind, Mode},
     rule::{GuardedPort, MAX_INTERFACE_NAME_BYTES, Rule, listed, quoted},
+    sinks::JsonLines,
 };
 
 /// Where the configuration is looked for when no other file is named.
@@ -52,6 +53,14 @@ pub struct Config {
     pub rules: Vec<Rule>,
     pub paths: Paths,
     pub enrich: Enrich,
+    pub events: Events,
+}
+
+/// Where attempts are written to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Events {
+    /// A file of JSON lines; none where no path is named.
+    pub jsonl: Option<JsonLines>,
 }
 
 /// Where facts about addresses come from.
@@ -145,6 +154,7 @@ impl Default for Config {
             rules: Vec::new(),
             paths: Paths::default(),
             enrich: Enrich::default(),
+            events: Events::default(),
         }
     }
 }

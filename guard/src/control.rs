@@ -372,6 +372,21 @@ pub struct EventTotals {
     pub passed_over: u64,
     /// Events that found the ring full.
     pub ring_full: u64,
+    /// Where the daemon writes attempts by itself.
+    #[serde(default)]
+    pub sinks: Vec<SinkStatus>,
+}
+
+/// Somewhere that the daemon writes attempts to, and how that goes. Counts begin with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SinkStatus {
+    pub sink: String,
+    /// Attempts that it has taken.
+    pub taken: u64,
+    /// Attempts that it has not: they came too fast, or could not be written.
+    pub left_out: u64,
+    /// What is wrong at present, in one sentence.
+    pub error: Option<String>,
 }
 
 /// `guard explain`: one line per place of arrival.

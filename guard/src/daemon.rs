@@ -23,7 +23,7 @@ use crate::{
     host::{forwarders::Watch, netlink, resolver, watched::Watched},
     kernel::{KernelError, binds::Binds, lock::Lock, probe, ring::EventRing},
     output::{self, View},
-    privileges, startup,
+    privileges, sinks, startup,
     state::RunFlags,
     systemd,
 };
@@ -142,7 +142,11 @@ async fn serve(
     // SAFETY: the ring owns its descriptor, which is the same and open as long as it lives.
     let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
         .map_err(|error| cannot(error.into()))?;
-    tasks.spawn(report_attempts(ring, hub));
+    tasks.spawn(report_attempts(ring, hub.clone()));
+    let configured = engine.clone();
+    let policies = engine.policies();
+    tasks.spawn(sinks::json_lines(hub.clone(), move || configured.json_lines(), policies));
+    tasks.spawn(sinks::journal(hub));
     tasks.spawn(follow_network(engine.clone()));
     tasks.spawn(cut_at_ends(engine.clone()));
     tasks.spawn(end_trials(engine.clone()));

@@ -44,6 +44,7 @@ use crate::{
     },
     output, policy,
     progress::{Loading, Progress},
+    sinks::JsonLines,
     startup::Startup,
     state::{RunFlags, State},
     trial::{self, Trial},
@@ -168,6 +169,12 @@ impl Engine {
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         self.core().settings.config.paths.socket.clone()
+    }
+
+    /// The file of JSON lines that attempts are written to.
+    #[must_use]
+    pub fn json_lines(&self) -> Option<JsonLines> {
+        self.core().settings.config.events.jsonl.clone()
     }
 
     /// Whether what is in force stays when the daemon ends.

@@ -19,6 +19,8 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize, Serializer};
 use tokio::sync::broadcast;
 
+use crate::{control::SinkStatus, sinks::SinkState};
+
 /// Attempts that are kept for those who ask later.
 pub const BACKLOG: usize = 1_000;
 
@@ -194,6 +196,7 @@ fn tcp_flags(flags: u8) -> String {
 pub struct Hub {
     backlog: Mutex<VecDeque<Arc<Attempt>>>,
     followers: broadcast::Sender<Arc<Attempt>>,
+    sinks: Mutex<Vec<Arc<SinkState>>>,
 }
 
 impl Default for Hub {
@@ -208,6 +211,7 @@ impl Hub {
         Self {
             backlog: Mutex::new(VecDeque::with_capacity(BACKLOG)),
             followers: broadcast::Sender::new(FOLLOWER_ROOM),
+            sinks: Mutex::default(),
         }
     }
 
@@ -241,6 +245,24 @@ impl Hub {
         (kept, Follower(self.followers.subscribe()))
     }
 
+    /// Begins a sink, which is among [`Hub::sinks`] until this is dropped.
+    #[must_use]
+    pub fn open_sink(&self, name: &'static str) -> OpenSink<'_> {
+        let state = Arc::new(SinkState::new(name));
+        self.lock_sinks().push(Arc::clone(&state));
+        OpenSink { hub: self, state }
+    }
+
+    /// How the sinks fare.
+    #[must_use]
+    pub fn sinks(&self) -> Vec<SinkStatus> {
+        self.lock_sinks().iter().map(|state| state.status()).collect()
+    }
+
+    fn lock_sinks(&self) -> MutexGuard<'_, Vec<Arc<SinkState>>> {
+        self.sinks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn not_older(backlog: &VecDeque<Arc<Attempt>>, oldest: Option<Timestamp>) -> Vec<Arc<Attempt>> {
         backlog
             .iter()
@@ -255,6 +277,26 @@ impl Hub {
     }
 }
 
+/// A sink under way.
+#[derive(Debug)]
+pub struct OpenSink<'a> {
+    hub: &'a Hub,
+    state: Arc<SinkState>,
+}
+
+impl OpenSink<'_> {
+    #[must_use]
+    pub fn state(&self) -> &SinkState {
+        &self.state
+    }
+}
+
+impl Drop for OpenSink<'_> {
+    fn drop(&mut self) {
+        self.hub.lock_sinks().retain(|state| !Arc::ptr_eq(state, &self.state));
+    }
+}
+
 /// Hears of attempts as they come.
 #[derive(Debug)]
 pub struct Follower(broadcast::Receiver<Arc<Attempt>>);
@@ -266,6 +308,17 @@ impl Follower {
             Ok(attempt) => Some(Line::Attempt(attempt)),
             Err(broadcast::error::RecvError::Lagged(lagged)) => Some(Line::Lagged { lagged }),
             Err(broadcast::error::RecvError::Closed) => None,
+        }
+    }
+
+    /// As [`Self::next`], where it need not be waited for.
+    pub fn at_once(&mut self) -> Option<Line> {
+        match self.0.try_recv() {
+            Ok(attempt) => Some(Line::Attempt(attempt)),
+            Err(broadcast::error::TryRecvError::Lagged(lagged)) => Some(Line::Lagged { lagged }),
+            Err(broadcast::error::TryRecvError::Empty | broadcast::error::TryRecvError::Closed) => {
+                None
+            }
         }
     }
 }
@@ -310,6 +363,8 @@ impl<'de> Deserialize<'de> for Line {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     /// The attempt of the documentation.
@@ -508,6 +563,31 @@ pub(crate) mod tests {
         let end = r#","sampled":false,"country":"FR","asn":64500,"as_name":"EXAMPLE","labels":["censys"]}"#;
         assert!(text.ends_with(end), "{text}");
         assert_eq!(serde_json::from_str::<Attempt>(&text).unwrap(), attempt);
+    }
+
+    #[test]
+    fn the_published_schema_has_every_member() {
+        let schema: serde_json::Value =
+            serde_json::from_str(include_str!("../../docs/attempt.schema.json")).unwrap();
+        let keys = |attempt: &Attempt| {
+            let json = serde_json::to_value(attempt).unwrap();
+            json.as_object().unwrap().keys().cloned().collect::<BTreeSet<String>>()
+        };
+        let required: BTreeSet<String> =
+            serde_json::from_value(schema["required"].clone()).unwrap();
+        assert_eq!(keys(&example()), required);
+        let text = || Some("x".to_owned());
+        let facts = SourceFacts {
+            class: text(),
+            country: text(),
+            city: text(),
+            asn: Some(1),
+            as_name: text(),
+            labels: vec!["x".into()],
+        };
+        let all: BTreeSet<String> =
+            schema["properties"].as_object().unwrap().keys().cloned().collect();
+        assert_eq!(keys(&Attempt { facts, ..example() }), all);
     }
 
     #[test]

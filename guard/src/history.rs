@@ -8,7 +8,7 @@ use std::{
     collections::HashSet,
     fmt, fs,
     fs::{DirBuilder, File},
-    io::{self, Read, Seek, SeekFrom, Write},
+    io::{self, Read, Seek, SeekFrom},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::Path,
 };
@@ -17,6 +17,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    bounded_file,
     control::{AddRules, Mode, Reload, RemoveRules, SetMode},
     duration,
     rule::{Action, GuardedPort, InterfaceName, Rule, RuleId, Source},
@@ -462,17 +463,9 @@ fn append_line(directory: &Path, line: &[u8], most: u64) -> io::Result<()> {
     if length > 0 && length + line.len() as u64 > most {
         fs::rename(&path, directory.join(FULL_NAME))?;
         file = open(&path)?;
-        length = file.metadata()?.len();
+        length = 0;
     }
-    // Half a line, which a crash has left, is to stay alone.
-    let is_torn = length > 0 && last_byte(&mut file, length)? != b'\n';
-    let line = [if is_torn { b"\n" } else { &b""[..] }, line].concat();
-    let written = file.write_all(&line).and_then(|()| file.sync_all());
-    if written.is_err() {
-        // Nothing of it is to stay; where that can't be, the half line is skipped later.
-        let _ = file.set_len(length);
-    }
-    written?;
+    bounded_file::append_lines(&mut file, line, File::sync_all)?;
     if length == 0 {
         // The name must survive a power cut as well.
         File::open(directory)?.sync_all()?;
@@ -481,25 +474,7 @@ fn append_line(directory: &Path, line: &[u8], most: u64) -> io::Result<()> {
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    let file = File::options()
-        .read(true)
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-        .open(path)?;
-    if file.metadata()?.is_file() {
-        Ok(file)
-    } else {
-        Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"))
-    }
-}
-
-fn last_byte(file: &mut File, length: u64) -> io::Result<u8> {
-    let mut byte = [0];
-    file.seek(SeekFrom::Start(length - 1))?;
-    file.read_exact(&mut byte)?;
-    Ok(byte[0])
+    bounded_file::open_to_append(path, 0o600)
 }
 
 /// The changes since a moment, or all that are kept.

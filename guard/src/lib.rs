@@ -26,6 +26,7 @@ pub mod policy;
 pub mod privileges;
 pub mod progress;
 pub mod rule;
+mod sinks;
 pub mod startup;
 pub mod state;
 mod systemd;

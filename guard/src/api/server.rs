@@ -45,6 +45,7 @@ use super::{Presence, presence};
 use crate::{
     control::{
         AddRules, Change, Control, Explain, Failure, FailureKind, Reload, RemoveRules, SetMode,
+        Status,
     },
     events::{Follower, Hub, Line},
     history::{Requester, seconds_before},
@@ -368,13 +369,21 @@ async fn authorise(
 }
 
 async fn status(State(shared): State<Shared>) -> Result<Response, Problem> {
-    ask(&shared, |control| control.status()).await
+    let hub = Arc::clone(&shared.hub);
+    ask(&shared, move |control| Ok(with_sinks(control.status()?, &hub))).await
+}
+
+/// What the engine says, and what it does not know: how it goes with what the daemon writes attempts to.
+fn with_sinks(mut status: Status, hub: &Hub) -> Status {
+    status.events.sinks = hub.sinks();
+    status
 }
 
 /// For Prometheus, which has no part in the API's versions.
 async fn metrics(State(shared): State<Shared>) -> Result<Response, Problem> {
-    let text = blocking(&shared, |control| {
-        metrics::render(&control.status()?).map_err(|error| {
+    let hub = Arc::clone(&shared.hub);
+    let text = blocking(&shared, move |control| {
+        metrics::render(&with_sinks(control.status()?, &hub)).map_err(|error| {
             log::error!("the metrics can't be written: {error}");
             Failure::panicked()
         })

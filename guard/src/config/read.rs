@@ -3,8 +3,9 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    ops::Range,
+    ops::{Range, RangeInclusive},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use guard_common::abi::MAX_GUARDED_PORTS;
@@ -13,20 +14,22 @@ use serde_spanned::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    Attach, AttachPolicy, Config, ConfigError, ConfigErrors, Enrich, Forwarded, InterfacePattern,
-    Interfaces, LocalSources, MAX_ERRORS, Paths, Places,
+    Attach, AttachPolicy, Config, ConfigError, ConfigErrors, Enrich, Events, Forwarded,
+    InterfacePattern, Interfaces, LocalSources, MAX_ERRORS, Paths, Places,
 };
 use crate::{
     control::Mode,
+    duration,
     rule::{
         Action, GuardedPort, InterfaceName, InterfaceNameError, Origin, Rule, RuleId, Source,
         check_action, check_via, comment_problem, listed, parse_ports, quoted,
     },
+    sinks::JsonLines,
 };
 
 type Value<'a> = Spanned<DeValue<'a>>;
 
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 11] = [
     "mode",
     "ports",
     "interfaces",
@@ -37,16 +40,25 @@ const KEYS: [&str; 10] = [
     "rule",
     "paths",
     "enrich",
+    "events",
 ];
 const RULE_KEYS: [&str; 6] = ["allow", "deny", "ports", "via", "until", "comment"];
 const ENRICH_KEYS: [&str; 1] = ["mmdb"];
+const EVENTS_KEYS: [&str; 4] = ["jsonl", "jsonl_max_mib", "jsonl_max_age", "jsonl_keep"];
 const PATH_KEYS: [&str; 4] = ["pins", "cgroup", "state", "socket"];
 
 /// Keys of the design that this version does not know.
-const LATER_KEYS: [&str; 3] = ["services", "events", "web"];
+const LATER_KEYS: [&str; 2] = ["services", "web"];
 
 /// The most MMDB files.
 const MAX_MMDB_FILES: usize = 16;
+
+/// The sizes that a file of attempts may have before it is rotated.
+const JSONL_MIB: RangeInclusive<u64> = 1..=1 << 20;
+const JSONL_BYTES: u64 = 64 << 20;
+const JSONL_AGE: Duration = Duration::from_hours(24);
+const JSONL_KEEP: u32 = 7;
+const MAX_JSONL_KEEP: u32 = 1_000;
 
 /// The longest path of a Unix socket (`sun_path` of `include/uapi/linux/un.h`, less the zero at the end).
 const MAX_SOCKET_PATH_BYTES: usize = 107;
@@ -151,6 +163,9 @@ impl Reader<'_> {
         }
         if let Some(value) = table.get("enrich") {
             config.enrich = self.enrich(value);
+        }
+        if let Some(value) = table.get("events") {
+            config.events = self.events(value);
         }
         if let Some(value) = table.get("rule") {
             config.rules = self.rules(value, ports.as_deref());
@@ -377,6 +392,75 @@ impl Reader<'_> {
         enrich
     }
 
+    fn events(&mut self, value: &Value<'_>) -> Events {
+        let mut events = Events::default();
+        let Some(table) = value.get_ref().as_table() else {
+            self.wrong_value("events", value, "Write a table: [events].");
+            return events;
+        };
+        self.only_keys(table, &EVENTS_KEYS, "events");
+        let max_bytes = table.get("jsonl_max_mib").and_then(|value| self.size(value));
+        let max_age =
+            table.get("jsonl_max_age").and_then(|value| self.span("jsonl_max_age", value));
+        let keep = table.get("jsonl_keep").and_then(|value| self.count_of_files(value));
+        if let Some(value) = table.get("jsonl") {
+            match value.get_ref().as_str().and_then(full_path) {
+                Some(path) => {
+                    events.jsonl = Some(JsonLines {
+                        path,
+                        max_bytes: max_bytes.unwrap_or(JSONL_BYTES),
+                        max_age: max_age.unwrap_or(JSONL_AGE),
+                        keep: keep.unwrap_or(JSONL_KEEP),
+                    });
+                }
+                None => {
+                    self.wrong_value("jsonl", value, "Write the full path of a file, from / on.");
+                }
+            }
+        }
+        events
+    }
+
+    /// Mebibytes, as a whole number.
+    fn size(&mut self, value: &Value<'_>) -> Option<u64> {
+        let mebibytes = whole_number(value).filter(|size| JSONL_MIB.contains(size));
+        if mebibytes.is_none() {
+            let fix = format!(
+                "Write whole mebibytes, from {} to {}.",
+                JSONL_MIB.start(),
+                JSONL_MIB.end()
+            );
+            self.wrong_value("jsonl_max_mib", value, fix);
+        }
+        mebibytes.map(|size| size << 20)
+    }
+
+    fn count_of_files(&mut self, value: &Value<'_>) -> Option<u32> {
+        let count = whole_number(value).and_then(|count| u32::try_from(count).ok());
+        let count = count.filter(|count| *count <= MAX_JSONL_KEEP);
+        if count.is_none() {
+            let fix =
+                format!("Write a number up to {MAX_JSONL_KEEP}; 0 leaves rotating to others.");
+            self.wrong_value("jsonl_keep", value, fix);
+        }
+        count
+    }
+
+    fn span(&mut self, key: &str, value: &Value<'_>) -> Option<Duration> {
+        let parsed = value.get_ref().as_str().map(duration::parse);
+        match parsed {
+            Some(Ok(seconds)) => Some(Duration::from_secs(seconds)),
+            Some(Err(error)) => {
+                self.wrong_value(key, value, error.fix());
+                None
+            }
+            None => {
+                self.wrong_value(key, value, "Write a span of time, such as \"1d\".");
+                None
+            }
+        }
+    }
+
     fn rules(&mut self, value: &Value<'_>, guarded: Option<&[GuardedPort]>) -> Vec<Rule> {
         let mut rules = Vec::new();
         let Some(items) = value.get_ref().as_array() else {
@@ -522,6 +606,14 @@ impl Reader<'_> {
 fn full_path(text: &str) -> Option<PathBuf> {
     let path = PathBuf::from(text);
     (path.is_absolute() && !text.contains('\0')).then_some(path)
+}
+
+/// A number that is not negative.
+fn whole_number(value: &Value<'_>) -> Option<u64> {
+    match value.get_ref() {
+        DeValue::Integer(number) => u64::from_str_radix(number.as_str(), number.radix()).ok(),
+        _ => None,
+    }
 }
 
 /// The items of a list, or the value itself.

@@ -1,4 +1,4 @@
-use std::fs;
+use std::{fs, time::Duration};
 
 use proptest::prelude::*;
 
@@ -184,16 +184,33 @@ fn mmdb_files_are_named_by_their_full_paths() {
 }
 
 #[test]
+fn a_file_of_attempts_is_rotated_unless_others_do_it() {
+    let jsonl = |text: &str| parsed(text).events.jsonl;
+    assert_eq!(jsonl(""), None);
+    let named = jsonl("[events]\njsonl = \"/var/log/guard/a.jsonl\"").unwrap();
+    assert_eq!(named.path, PathBuf::from("/var/log/guard/a.jsonl"));
+    assert_eq!((named.max_bytes, named.keep), (64 << 20, 7));
+    assert_eq!(named.max_age, Duration::from_hours(24));
+    let own = "[events]\njsonl = \"/a\"\njsonl_max_mib = 2\njsonl_max_age = \"7d\"\njsonl_keep = 0";
+    let own = jsonl(own).unwrap();
+    assert_eq!((own.max_bytes, own.keep), (2 << 20, 0));
+    assert_eq!(own.max_age, Duration::from_hours(168));
+    assert_error("[events]\njsonl = \"a.jsonl\"", "2:9", "jsonl can't be", "full path");
+    assert_error("[events]\njsonl_max_mib = 0", "2:17", "jsonl_max_mib can't be 0", "from 1");
+    assert_error("[events]\njsonl_max_age = \"x\"", "2:17", "jsonl_max_age can't be", "7d");
+    assert_error("[events]\njsonl_keep = -1", "2:14", "jsonl_keep can't be -1", "up to");
+    assert_error("[events]\nfile = 1", "2:1", "\"file\" is not a key of events", "jsonl");
+}
+
+#[test]
 fn unknown_keys_are_errors() {
     assert_error("port = 1", "1:1", "\"port\" is not a key", "mode, ports, interfaces");
     assert_error("[paths]\nlock = \"/x\"", "2:1", "\"lock\" is not a key of paths", "pins, cgroup");
     let rule = "[[rule]]\nallow = \"lan\"\nfrom = 1";
     assert_error(rule, "3:1", "\"from\" is not a key of a rule", "allow, deny");
-    for (text, key) in [
-        ("services = [\"ollama\"]", "services"),
-        ("[events]\njsonl = \"/x\"", "events"),
-        ("[web]\nlisten = \"127.0.0.1:9434\"", "web"),
-    ] {
+    for (text, key) in
+        [("services = [\"ollama\"]", "services"), ("[web]\nlisten = \"127.0.0.1:9434\"", "web")]
+    {
         let place = if text.starts_with('[') { "1:2" } else { "1:1" };
         let what = format!("{key} is not supported by this version");
         assert_error(text, place, &what, "Leave it out.");

@@ -85,6 +85,7 @@ impl Counters {
             repeated: total(EventCounter::Repeated)?,
             passed_over,
             ring_full: total(EventCounter::RingFull)?,
+            sinks: Vec::new(),
         })
     }
 }

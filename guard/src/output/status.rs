@@ -48,7 +48,7 @@ pub fn status(status: &Status, view: &View) -> String {
     sources(status, view, &mut page);
     page.line(daemon(status));
     totals(&status.counters, &mut page);
-    unreported(status, &mut page);
+    unreported(status, view, &mut page);
     page.line(next(status));
     page.into_text()
 }
@@ -281,7 +281,7 @@ fn totals(counters: &[CounterView], page: &mut Page) {
     }
 }
 
-fn unreported(status: &Status, page: &mut Page) {
+fn unreported(status: &Status, view: &View, page: &mut Page) {
     let unreported = status.events.unreported + status.events.passed_over;
     if unreported > 0 {
         let packets = count(unreported, "packet");
@@ -290,6 +290,16 @@ fn unreported(status: &Status, page: &mut Page) {
     if status.events.ring_full > 0 {
         let reports = count(status.events.ring_full, "report");
         page.line(format!("{reports} found no room: attempts came faster than they were read"));
+    }
+    for sink in &status.events.sinks {
+        let name = escaped(&sink.sink);
+        if sink.left_out > 0 {
+            let attempts = count(sink.left_out, "attempt");
+            page.line(format!("{name}: {attempts} left out, {} taken", sink.taken));
+        }
+        if let Some(error) = &sink.error {
+            page.line(format!("{} {}", view.bad(&name), escaped(error)));
+        }
     }
 }
 
@@ -306,7 +316,7 @@ fn next(status: &Status) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::{super::text::tests::view, *};
-    use crate::control::{EventTotals, Refresh};
+    use crate::control::{EventTotals, Refresh, SinkStatus};
 
     pub fn example() -> Status {
         Status {
@@ -569,13 +579,27 @@ pub(crate) mod tests {
         let busy = Status {
             daemon: None,
             wide_rules: vec!["allow 10.0.0.0/7 (rule 3)".into()],
-            events: EventTotals { unreported: 30, repeated: 0, passed_over: 4, ring_full: 2 },
+            events: EventTotals {
+                unreported: 30,
+                repeated: 0,
+                passed_over: 4,
+                ring_full: 2,
+                sinks: vec![SinkStatus {
+                    sink: "journal".into(),
+                    taken: 500,
+                    left_out: 7,
+                    error: Some("the journal takes none\u{7}".into()),
+                }],
+            },
             ..example()
         };
         let text = status(&busy, &view());
         assert!(text.contains("very wide: allow 10.0.0.0/7 (rule 3)\n"), "{text}");
         assert!(text.contains("of these not in guard events: 34 packets\n"), "{text}");
         assert!(text.contains("2 reports found no room"), "{text}");
+        assert!(text.contains("journal: 7 attempts left out, 500 taken\n"), "{text}");
+        assert!(text.contains("journal the journal takes none"), "{text}");
+        assert!(!text.contains('\u{7}'), "{text:?}");
         assert!(text.contains("no daemon: the kernel enforces without it"), "{text}");
         let fleeting = Status { outlives_daemon: false, ..example() };
         assert!(status(&fleeting, &view()).contains("ENFORCEMENT ENDS WITH IT"));

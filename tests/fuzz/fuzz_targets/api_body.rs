@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| guard_tests::fuzz::api_body(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| guard_fuzz::api_body(bytes));

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| guard_tests::fuzz::compiler(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| guard_fuzz::compiler(bytes));

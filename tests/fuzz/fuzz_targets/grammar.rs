@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| guard_tests::fuzz::grammar(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| guard_fuzz::grammar(bytes));

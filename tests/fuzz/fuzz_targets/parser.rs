@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| guard_tests::fuzz::parser(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| guard_fuzz::parser(bytes));
