@@ -569,7 +569,12 @@ pub(crate) mod tests {
         let busy = Status {
             daemon: None,
             wide_rules: vec!["allow 10.0.0.0/7 (rule 3)".into()],
-            events: EventTotals { unreported: 30, repeated: 0, passed_over: 4, ring_full: 2 },
+            events: EventTotals {
+                unreported: 30,
+                passed_over: 4,
+                ring_full: 2,
+                ..EventTotals::default()
+            },
             ..example()
         };
         let text = status(&busy, &view());
