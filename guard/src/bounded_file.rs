@@ -2,9 +2,9 @@
 //! appends to them by whole lines.
 
 use std::{
-    fs::{self, DirBuilder, File},
+    fs::{self, DirBuilder, File, Permissions},
     io::{self, Read, Seek, SeekFrom, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::Path,
 };
 
@@ -56,6 +56,15 @@ pub(crate) fn replace(directory: &Path, name: &str, content: &[u8]) -> io::Resul
 /// As [`replace`], and nobody waits for the disk: after a power cut it may be spoiled.
 pub(crate) fn replace_some_time(directory: &Path, name: &str, content: &[u8]) -> io::Result<()> {
     fresh(directory, name, content)?.persist(directory.join(name))?;
+    Ok(())
+}
+
+/// As [`replace_some_time`], for everybody to read, and into a directory that is there.
+pub(crate) fn replace_for_all(directory: &Path, name: &str, content: &[u8]) -> io::Result<()> {
+    fs::metadata(directory)?;
+    let file = fresh(directory, name, content)?;
+    file.as_file().set_permissions(Permissions::from_mode(0o644))?;
+    file.persist(directory.join(name))?;
     Ok(())
 }
 

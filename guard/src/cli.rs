@@ -187,6 +187,19 @@ Examples:
         since: Option<String>,
     },
 
+    /// Print metrics for Prometheus
+    ///
+    /// What the daemon serves at /metrics of its socket, in the older text format, which `node_exporter` reads from files.
+    /// Works without a daemon, and then says `guard_daemon_up` 0.
+    #[command(after_long_help = "\
+Example:
+  guard metrics --textfile /var/lib/prometheus/node-exporter/guard.prom")]
+    Metrics {
+        /// Write them to this file, which is replaced whole; also where the daemon does not answer
+        #[arg(long, value_name = "FILE")]
+        textfile: Option<PathBuf>,
+    },
+
     /// Print completions for a shell
     #[command(after_long_help = "\
 Example:
@@ -319,6 +332,7 @@ mod tests {
                 "confirm",
                 "rollback",
                 "history",
+                "metrics",
                 "completions",
             ]
         );
@@ -341,6 +355,8 @@ mod tests {
             "guard confirm",
             "guard rollback",
             "guard history --since 7d --json",
+            "guard metrics",
+            "guard metrics --textfile /tmp/guard.prom",
             "guard explain 203.0.113.9 11434",
             "guard check /tmp/guard.toml",
             "guard completions bash",

@@ -360,7 +360,7 @@ pub struct CounterView {
     pub bytes: u64,
 }
 
-/// What became of events.
+/// Whose attempts there were, and what became of their events.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventTotals {
     /// Packets that no event has reported singly.
@@ -372,6 +372,10 @@ pub struct EventTotals {
     pub passed_over: u64,
     /// Events that found the ring full.
     pub ring_full: u64,
+    /// Sources with attempts in the last five minutes, an IPv6 one by its /64; at most 65,536 are told apart, and in a flood only
+    /// those of attempts that are looked at are known.
+    #[serde(default)]
+    pub sources: u64,
     /// Where the daemon writes attempts by itself.
     #[serde(default)]
     pub sinks: Vec<SinkStatus>,

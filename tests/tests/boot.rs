@@ -91,6 +91,11 @@ impl<'lab> Booted<'lab> {
         }
         let packaging = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging");
         fs::copy(packaging.join("systemd/guard.service"), units.join("guard.service")).unwrap();
+        fs::copy(
+            packaging.join("prometheus/guard-metrics.service"),
+            units.join("guard-metrics.service"),
+        )
+        .unwrap();
         fs::copy(packaging.join("sysusers.d/guard.conf"), world.join("sysusers.conf")).unwrap();
         let here = world.display();
         fs::write(
@@ -210,6 +215,15 @@ impl<'lab> Booted<'lab> {
             .unwrap_or_else(|error| panic!("{error}: {output:?}\n{}", self.log_of("log")))
     }
 
+    /// What the unit of the metrics writes.
+    #[track_caller]
+    fn metrics(&self) -> String {
+        const DIRECTORY: &str = "/var/lib/prometheus/node-exporter";
+        self.run(&["mkdir", "-p", DIRECTORY]);
+        self.run(&["systemctl", "start", "guard-metrics.service"]);
+        self.run(&["cat", &format!("{DIRECTORY}/guard.prom")])
+    }
+
     fn log_of(&self, name: &str) -> String {
         fs::read_to_string(self.world.join(name)).unwrap_or_default()
     }
@@ -327,9 +341,14 @@ fn the_unit_guards_from_before_the_network_and_through_all_that_happens_to_it() 
         let status = booted.status();
         assert_eq!(status.daemon, None);
         assert!(status.outlives_daemon && status.backstop.attached, "{status:#?}");
+        let metrics = booted.metrics();
+        assert!(metrics.contains("guard_daemon_up 0"), "{metrics}");
+        assert!(metrics.contains("guard_enforced{layer=\"interfaces\"} 1"), "{metrics}");
         served("stopped");
         booted.run(&["systemctl", "start", "guard.service"]);
         booted.run(&["systemctl", "restart", "guard.service"]);
+        let metrics = booted.metrics();
+        assert!(metrics.contains("guard_daemon_up 1"), "{metrics}");
         served("restarted");
 
         install(&binary("GUARD_NEXT_LAYOUT_BIN"), &lab.directory().join("world"));

@@ -21,8 +21,12 @@ const COMPLETIONS: [(&str, &str); 3] = [
 ];
 
 /// Files of `packaging`, and where they go.
-const PACKAGED: [(&str, &str); 2] = [
+const PACKAGED: [(&str, &str); 6] = [
     ("systemd/guard.service", "usr/local/lib/systemd/system/guard.service"),
+    ("prometheus/guard-metrics.service", "usr/local/lib/systemd/system/guard-metrics.service"),
+    ("prometheus/guard-metrics.timer", "usr/local/lib/systemd/system/guard-metrics.timer"),
+    ("prometheus/guard.rules.yml", "usr/local/share/guard/guard.rules.yml"),
+    ("grafana/guard.json", "usr/local/share/guard/grafana-dashboard.json"),
     ("sysusers.d/guard.conf", "usr/local/lib/sysusers.d/guard.conf"),
 ];
 
@@ -49,7 +53,7 @@ pub fn run(workspace: &Workspace, binary: &Path, destdir: Option<&Path>) -> Resu
         )?;
         run_command(
             without_cargo_variables("systemctl").arg("daemon-reload"),
-            "telling systemd of the unit",
+            "telling systemd of the units",
         )?;
         eprintln!("xtask: installed; next: systemctl enable --now guard");
     }

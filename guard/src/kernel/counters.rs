@@ -1,19 +1,28 @@
 //! Reads what the programs count.
 
-use aya::maps::{Map, MapData, PerCpuArray};
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    time::Duration,
+};
+
+use aya::maps::{HashMap, Map, MapData, PerCpuArray};
 use guard_common::{
-    abi::{Counter, EventCounter, Sampler, counter_index, map},
+    abi::{Counter, EventCounter, MAX_TALLIES, Sampler, Tally, TallyKey, counter_index, map},
     verdict::{Hook, Reason, Verdict},
 };
 
-use super::{KernelError, pins::Pins, tables::open};
+use super::{KernelError, pins::Pins, probe, sys, tables::open};
 use crate::control::{CounterView, EventTotals};
+
+/// How long after its last attempt a source is one of those in [`EventTotals::sources`].
+const RECENT: Duration = Duration::from_mins(5);
 
 /// The pinned counters.
 pub struct Counters {
     packets: PerCpuArray<MapData, Counter>,
     events: PerCpuArray<MapData, u64>,
     samplers: PerCpuArray<MapData, Sampler>,
+    tallies: OwnedFd,
 }
 
 impl Counters {
@@ -21,6 +30,9 @@ impl Counters {
     /// When a pin is missing or holds something else.
     pub fn open(pins: &Pins) -> Result<Self, KernelError> {
         let failed = |name| move |source| KernelError::Map { name, what: "opened", source };
+        // Its keys and values are as large as these: the kernel is handed room for them.
+        let tallies = Map::LruHashMap(open(pins, map::TALLIES)?);
+        HashMap::<_, TallyKey, Tally>::try_from(&tallies).map_err(failed(map::TALLIES))?;
         Ok(Self {
             packets: Map::PerCpuArray(open(pins, map::COUNTERS)?)
                 .try_into()
@@ -31,6 +43,9 @@ impl Counters {
             samplers: Map::PerCpuArray(open(pins, map::SAMPLERS)?)
                 .try_into()
                 .map_err(failed(map::SAMPLERS))?,
+            tallies: sys::pinned(&pins.map(map::TALLIES)).map_err(|source| {
+                KernelError::System { what: "opening the tallies of sources", source }
+            })?,
         })
     }
 
@@ -86,6 +101,18 @@ impl Counters {
             passed_over,
             ring_full: total(EventCounter::RingFull)?,
             sinks: Vec::new(),
+            sources: self.sources()?,
         })
+    }
+
+    /// Sources with a recent attempt. They are counted one by one: some milliseconds where all tallies are taken.
+    fn sources(&self) -> Result<u64, KernelError> {
+        let oldest_ns = probe::boot_ns().saturating_sub(RECENT.as_nanos() as u64);
+        let mut sources = 0;
+        sys::hash_values::<TallyKey, Tally>(self.tallies.as_fd(), MAX_TALLIES, |tally| {
+            sources += u64::from(tally.last_ns >= oldest_ns);
+        })
+        .map_err(|source| KernelError::System { what: "counting the sources", source })?;
+        Ok(sources)
     }
 }

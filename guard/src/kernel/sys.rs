@@ -319,6 +319,48 @@ pub fn array_words(map: BorrowedFd<'_>, first: u32, count: u32) -> io::Result<Ve
     (first..first + count).map(word).collect()
 }
 
+/// Entries of a hash map that are read at once.
+const PART: u32 = 2_048;
+
+/// Hands on every value of a hash map that holds nothing but these keys and values, and has at most so many buckets. Others may
+/// write to it meanwhile: what comes or goes is seen or not. Kernel 5.6.
+pub fn hash_values<K: aya::Pod, V: aya::Pod>(
+    map: BorrowedFd<'_>,
+    buckets: u32,
+    mut take: impl FnMut(&V),
+) -> io::Result<()> {
+    // SAFETY: `Pod` says that every pattern of bits is a value.
+    let (key, value) = unsafe { (mem::zeroed::<K>(), mem::zeroed::<V>()) };
+    let (mut keys, mut values) = (vec![key; PART as usize], vec![value; PART as usize]);
+    // The next bucket, which the kernel hands back and takes again (`__htab_map_lookup_and_delete_batch` in
+    // `kernel/bpf/hashtab.c`). It comes nearer to the end with each call.
+    let mut next: Option<u32> = None;
+    for _ in 0..buckets {
+        let mut behind = 0_u32;
+        let mut attr = zeroed();
+        attr.batch.in_batch = next.as_ref().map_or(0, |next| (&raw const *next) as u64);
+        attr.batch.out_batch = (&raw mut behind) as u64;
+        attr.batch.keys = keys.as_mut_ptr() as u64;
+        attr.batch.values = values.as_mut_ptr() as u64;
+        attr.batch.count = PART;
+        attr.batch.map_fd = raw(map);
+        let read = bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr);
+        let is_last = match read {
+            Ok(_) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            Err(error) => return Err(error),
+        };
+        // SAFETY: the kernel has written this member.
+        let count = unsafe { attr.batch.count };
+        values.iter().take(count as usize).for_each(&mut take);
+        if is_last {
+            break;
+        }
+        next = Some(behind);
+    }
+    Ok(())
+}
+
 pub fn map_delete(map: BorrowedFd<'_>, key: u32) -> io::Result<()> {
     let mut attr = zeroed();
     attr.__bindgen_anon_2.map_fd = raw(map);

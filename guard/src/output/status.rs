@@ -581,7 +581,6 @@ pub(crate) mod tests {
             wide_rules: vec!["allow 10.0.0.0/7 (rule 3)".into()],
             events: EventTotals {
                 unreported: 30,
-                repeated: 0,
                 passed_over: 4,
                 ring_full: 2,
                 sinks: vec![SinkStatus {
@@ -590,6 +589,7 @@ pub(crate) mod tests {
                     left_out: 7,
                     error: Some("the journal takes none\u{7}".into()),
                 }],
+                ..EventTotals::default()
             },
             ..example()
         };
