@@ -40,6 +40,12 @@ struct Hooked {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BySink {
+    sink: String,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Why {
     why: &'static str,
 }
@@ -214,6 +220,15 @@ fn events(status: &Status, registry: &mut Registry) {
         "Sources with attempts in the last five minutes, at most 65536",
         number(totals.sources),
     );
+
+    let by_sink = Family::<BySink, Counter>::default();
+    for sink in &totals.sinks {
+        for (outcome, number) in [("taken", sink.taken), ("left-out", sink.left_out)] {
+            let sink = sink.sink.clone();
+            by_sink.get_or_create(&BySink { sink, outcome }).inc_by(number);
+        }
+    }
+    registry.register("sink_attempts", "Attempts that the daemon writes by itself", by_sink);
 }
 
 fn policy(status: &Status, registry: &mut Registry) {
@@ -260,7 +275,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        control::{CounterView, EventTotals, Layer, LayerStatus, Refresh, SourceStatus, TableUse},
+        control::{
+            CounterView, EventTotals, Layer, LayerStatus, Refresh, SinkStatus, SourceStatus,
+            TableUse,
+        },
         output::example,
     };
 
@@ -282,6 +300,12 @@ mod tests {
                 unreported: 2_u64.wrapping_neg(),
                 passed_over: 5,
                 sources: 4,
+                sinks: vec![SinkStatus {
+                    sink: "journal".to_owned(),
+                    taken: 9,
+                    left_out: 2,
+                    error: None,
+                }],
                 ..EventTotals::default()
             },
             tables: vec![TableUse { table: "ports".to_owned(), used: 2, room: 64 }],
@@ -303,7 +327,7 @@ mod tests {
     }
 
     /// Lines of both formats.
-    const LINES: [&str; 16] = [
+    const LINES: [&str; 18] = [
         "guard_daemon_up 1",
         "guard_packets_total{hook=\"tcx\",verdict=\"drop\",reason=\"no-rule\"} 7",
         "guard_packets_total{hook=\"cgroup\",verdict=\"would-drop\",reason=\"no-rule\"} 0",
@@ -312,6 +336,8 @@ mod tests {
         "guard_pending_packets{why=\"unreported\"} 0",
         "guard_pending_packets{why=\"passed-over\"} 5",
         "guard_attempt_sources 4",
+        "guard_sink_attempts_total{sink=\"journal\",outcome=\"taken\"} 9",
+        "guard_sink_attempts_total{sink=\"journal\",outcome=\"left-out\"} 2",
         "guard_enforced{layer=\"policy\"} 1",
         "guard_enforced{layer=\"sockets\"} 0",
         "guard_hook_attached{interface=\"eth0\",hook=\"tcx\"} 1",

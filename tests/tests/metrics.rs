@@ -90,7 +90,9 @@ fn prometheus_reads_what_is_served_and_only_that_is_asked_for() {
     const NAME: &str = "prometheus_reads_what_is_served_and_only_that_is_asked_for";
     let lab = Lab::new(NAME);
     let _listener = lab.serve();
-    let guard = lab.start_guard(Attach::Tcx, "");
+    let attempts = lab.directory().join("attempts.jsonl");
+    let guard =
+        lab.start_guard(Attach::Tcx, &format!("[events]\njsonl = \"{}\"", attempts.display()));
     let before = guard.tell(&["metrics"]).output;
     let dropped = "guard_packets_total{hook=\"tcx\",verdict=\"drop\",reason=\"no-rule\"}";
     assert_eq!((value(&before, dropped), value(&before, "guard_attempt_sources")), (0, 0));
