@@ -210,9 +210,7 @@ fn events(status: &Status, registry: &mut Registry) {
     // Gauges: the next event of a source takes what it tells of away again.
     let pending = Family::<Why, Gauge<i64, AtomicI64>>::default();
     for (why, number) in [("unreported", totals.unreported), ("passed-over", totals.passed_over)] {
-        // Two CPUs may report the same packets at once, which the next event makes good: below zero until then.
-        let number = number.cast_signed().max(0);
-        pending.get_or_create(&Why { why }).set(number);
+        pending.get_or_create(&Why { why }).set(number.cast_signed());
     }
     registry.register("pending_packets", "Packets that no event has told of yet", pending);
     registry.register(
@@ -297,7 +295,7 @@ mod tests {
             }],
             events: EventTotals {
                 ring_full: 3,
-                unreported: 2_u64.wrapping_neg(),
+                unreported: 2,
                 passed_over: 5,
                 sources: 4,
                 sinks: vec![SinkStatus {
@@ -333,7 +331,7 @@ mod tests {
         "guard_packets_total{hook=\"cgroup\",verdict=\"would-drop\",reason=\"no-rule\"} 0",
         "guard_bytes_total{hook=\"tcx\",verdict=\"drop\",reason=\"no-rule\"} 420",
         "guard_events_suppressed_total{why=\"ring-full\"} 3",
-        "guard_pending_packets{why=\"unreported\"} 0",
+        "guard_pending_packets{why=\"unreported\"} 2",
         "guard_pending_packets{why=\"passed-over\"} 5",
         "guard_attempt_sources 4",
         "guard_sink_attempts_total{sink=\"journal\",outcome=\"taken\"} 9",

@@ -92,7 +92,8 @@ fn a_name_lets_in_whom_it_names_now() {
     lab.client.expect_silence(SERVER.v6_at(OLLAMA));
     until("the service finds the old one's connection ended", || service.ended().contains(&local));
     drop(connection);
-    assert!(guard.log().contains(&format!("{NAME} is {neighbours} now")), "{}", guard.log());
+    let news = format!("{NAME} is {neighbours} now");
+    until("the log says so", || guard.log().contains(&news));
 
     // A deny typed by hand wins, and goes again.
     guard.tell(&["deny", "10.78.0.0/16"]);

@@ -120,6 +120,8 @@ fn ensure_cargo_fuzz(workspace: &Workspace) -> Result<PathBuf> {
     cargo
         .args(["install", "cargo-fuzz", "--version", CARGO_FUZZ_VERSION, "--locked", "--root"])
         .arg(&tools)
+        // It only starts others.
+        .arg("--debug")
         // Without it cargo builds in a directory of its own and removes that afterwards.
         .env_remove("CARGO_TARGET_DIR");
     run_command(&mut cargo, "building cargo-fuzz")?;

@@ -85,7 +85,9 @@ impl Counters {
             let per_cpu = self.events.get(&(counter as u32), 0).map_err(|source| {
                 KernelError::Map { name: map::EVENT_COUNTERS, what: "read", source }
             })?;
-            Ok::<u64, KernelError>(per_cpu.iter().fold(0, |sum, part| sum.wrapping_add(*part)))
+            let sum = per_cpu.iter().fold(0_u64, |sum, part| sum.wrapping_add(*part));
+            // Two CPUs may report the same packets at once, which the next event makes good: below zero until then.
+            Ok::<u64, KernelError>(sum.cast_signed().max(0).cast_unsigned())
         };
         let mut passed_over = 0;
         for hook in Hook::ALL {

@@ -284,9 +284,9 @@ impl PolicyMaps {
                 let mut page: Page = [0; _];
                 page[..words.len()].copy_from_slice(words);
                 chunk.set(number, page, 0).map_err(failed(map::SOURCES, "written"))?;
+                done_bytes += size_of_val(lines) as u64;
+                writing.at(done_bytes);
             }
-            done_bytes += size_of_val(lines) as u64;
-            writing.at(done_bytes);
         }
         Ok(())
     }

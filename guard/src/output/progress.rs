@@ -13,10 +13,10 @@ use super::text::{bytes, count};
 use crate::progress::{Loading, Step};
 
 /// What is over sooner shows nothing.
-const PATIENCE: Duration = Duration::from_millis(300);
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// Between two looks.
-const PAUSE: Duration = Duration::from_millis(100);
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// `reading lists: 3.2 MB of 12.0 MB`
 #[must_use]
