@@ -23,7 +23,7 @@ const NEXT_LAYOUT_VARIABLE: &str = "GUARD_NEXT_LAYOUT_BIN";
 const THREADS_VARIABLE: &str = "RUST_TEST_THREADS";
 
 /// On each processor: most tests wait most of the time.
-const TESTS_PER_PROCESSOR: usize = 3;
+const TESTS_PER_PROCESSOR: usize = 2;
 
 /// The runs, in order: the quick ones first, and the end-to-end tests last, so that theirs is the
 /// summary at the end. All select the same packages: cargo then builds every dependency once.
