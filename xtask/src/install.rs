@@ -21,13 +21,14 @@ const COMPLETIONS: [(&str, &str); 3] = [
 ];
 
 /// Files of `packaging`, and where they go.
-const PACKAGED: [(&str, &str); 6] = [
+const PACKAGED: [(&str, &str); 7] = [
     ("systemd/guard.service", "usr/local/lib/systemd/system/guard.service"),
     ("prometheus/guard-metrics.service", "usr/local/lib/systemd/system/guard-metrics.service"),
     ("prometheus/guard-metrics.timer", "usr/local/lib/systemd/system/guard-metrics.timer"),
     ("prometheus/guard.rules.yml", "usr/local/share/guard/guard.rules.yml"),
     ("grafana/guard.json", "usr/local/share/guard/grafana-dashboard.json"),
     ("sysusers.d/guard.conf", "usr/local/lib/sysusers.d/guard.conf"),
+    ("tmpfiles.d/guard.conf", "usr/local/lib/tmpfiles.d/guard.conf"),
 ];
 
 /// Puts everything in place below `destdir`, or the root directory; there it also makes the group.
@@ -50,6 +51,11 @@ pub fn run(workspace: &Workspace, binary: &Path, destdir: Option<&Path>) -> Resu
         run_command(
             sysusers.arg("/usr/local/lib/sysusers.d/guard.conf"),
             "making the group guard",
+        )?;
+        let mut tmpfiles = without_cargo_variables("systemd-tmpfiles");
+        run_command(
+            tmpfiles.args(["--create", "/usr/local/lib/tmpfiles.d/guard.conf"]),
+            "making the directory of logs",
         )?;
         run_command(
             without_cargo_variables("systemctl").arg("daemon-reload"),
