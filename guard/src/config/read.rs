@@ -53,12 +53,16 @@ const LATER_KEYS: [&str; 2] = ["services", "web"];
 /// The most MMDB files.
 const MAX_MMDB_FILES: usize = 16;
 
-/// The sizes that a file of attempts may have before it is rotated.
-const JSONL_MIB: RangeInclusive<u64> = 1..=1 << 20;
-const JSONL_BYTES: u64 = 64 << 20;
-const JSONL_AGE: Duration = Duration::from_hours(24);
-const JSONL_KEEP: u32 = 7;
-const MAX_JSONL_KEEP: u32 = 1_000;
+/// How large a file of attempts may be before it is rotated, in mebibytes.
+const JSONL_MIB: RangeInclusive<u32> = 1..=1 << 20;
+const DEFAULT_JSONL_MIB: u32 = 64;
+
+/// How old it may be.
+const DEFAULT_JSONL_AGE: Duration = Duration::from_hours(24);
+
+/// How many rotated ones are kept.
+const JSONL_KEEP: RangeInclusive<u32> = 0..=1_000;
+const DEFAULT_JSONL_KEEP: u32 = 7;
 
 /// The longest path of a Unix socket (`sun_path` of `include/uapi/linux/un.h`, less the zero at the end).
 const MAX_SOCKET_PATH_BYTES: usize = 107;
@@ -399,18 +403,17 @@ impl Reader<'_> {
             return events;
         };
         self.only_keys(table, &EVENTS_KEYS, "events");
-        let max_bytes = table.get("jsonl_max_mib").and_then(|value| self.size(value));
-        let max_age =
-            table.get("jsonl_max_age").and_then(|value| self.span("jsonl_max_age", value));
-        let keep = table.get("jsonl_keep").and_then(|value| self.count_of_files(value));
+        let max_mib = self.whole_number(table, "jsonl_max_mib", JSONL_MIB);
+        let max_age = self.span(table, "jsonl_max_age");
+        let keep = self.whole_number(table, "jsonl_keep", JSONL_KEEP);
         if let Some(value) = table.get("jsonl") {
             match value.get_ref().as_str().and_then(full_path) {
                 Some(path) => {
                     events.jsonl = Some(JsonLines {
                         path,
-                        max_bytes: max_bytes.unwrap_or(JSONL_BYTES),
-                        max_age: max_age.unwrap_or(JSONL_AGE),
-                        keep: keep.unwrap_or(JSONL_KEEP),
+                        max_bytes: u64::from(max_mib.unwrap_or(DEFAULT_JSONL_MIB)) << 20,
+                        max_age: max_age.unwrap_or(DEFAULT_JSONL_AGE),
+                        keep: keep.unwrap_or(DEFAULT_JSONL_KEEP),
                     });
                 }
                 None => {
@@ -421,41 +424,32 @@ impl Reader<'_> {
         events
     }
 
-    /// Mebibytes, as a whole number.
-    fn size(&mut self, value: &Value<'_>) -> Option<u64> {
-        let mebibytes = whole_number(value).filter(|size| JSONL_MIB.contains(size));
-        if mebibytes.is_none() {
-            let fix = format!(
-                "Write whole mebibytes, from {} to {}.",
-                JSONL_MIB.start(),
-                JSONL_MIB.end()
-            );
-            self.wrong_value("jsonl_max_mib", value, fix);
+    fn whole_number(
+        &mut self,
+        table: &DeTable<'_>,
+        key: &str,
+        range: RangeInclusive<u32>,
+    ) -> Option<u32> {
+        let value = table.get(key)?;
+        let number = match value.get_ref() {
+            DeValue::Integer(number) => u32::from_str_radix(number.as_str(), number.radix()).ok(),
+            _ => None,
+        };
+        let number = number.filter(|number| range.contains(number));
+        if number.is_none() {
+            let fix = format!("Write a whole number from {} to {}.", range.start(), range.end());
+            self.wrong_value(key, value, fix);
         }
-        mebibytes.map(|size| size << 20)
+        number
     }
 
-    fn count_of_files(&mut self, value: &Value<'_>) -> Option<u32> {
-        let count = whole_number(value).and_then(|count| u32::try_from(count).ok());
-        let count = count.filter(|count| *count <= MAX_JSONL_KEEP);
-        if count.is_none() {
-            let fix =
-                format!("Write a number up to {MAX_JSONL_KEEP}; 0 leaves rotating to others.");
-            self.wrong_value("jsonl_keep", value, fix);
-        }
-        count
-    }
-
-    fn span(&mut self, key: &str, value: &Value<'_>) -> Option<Duration> {
-        let parsed = value.get_ref().as_str().map(duration::parse);
-        match parsed {
-            Some(Ok(seconds)) => Some(Duration::from_secs(seconds)),
-            Some(Err(error)) => {
+    fn span(&mut self, table: &DeTable<'_>, key: &str) -> Option<Duration> {
+        let value = table.get(key)?;
+        // What is no text is no span either, and is told what one looks like.
+        match duration::parse(value.get_ref().as_str().unwrap_or_default()) {
+            Ok(seconds) => Some(Duration::from_secs(seconds)),
+            Err(error) => {
                 self.wrong_value(key, value, error.fix());
-                None
-            }
-            None => {
-                self.wrong_value(key, value, "Write a span of time, such as \"1d\".");
                 None
             }
         }
@@ -606,14 +600,6 @@ impl Reader<'_> {
 fn full_path(text: &str) -> Option<PathBuf> {
     let path = PathBuf::from(text);
     (path.is_absolute() && !text.contains('\0')).then_some(path)
-}
-
-/// A number that is not negative.
-fn whole_number(value: &Value<'_>) -> Option<u64> {
-    match value.get_ref() {
-        DeValue::Integer(number) => u64::from_str_radix(number.as_str(), number.radix()).ok(),
-        _ => None,
-    }
 }
 
 /// The items of a list, or the value itself.

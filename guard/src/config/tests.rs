@@ -198,7 +198,7 @@ fn a_file_of_attempts_is_rotated_unless_others_do_it() {
     assert_error("[events]\njsonl = \"a.jsonl\"", "2:9", "jsonl can't be", "full path");
     assert_error("[events]\njsonl_max_mib = 0", "2:17", "jsonl_max_mib can't be 0", "from 1");
     assert_error("[events]\njsonl_max_age = \"x\"", "2:17", "jsonl_max_age can't be", "7d");
-    assert_error("[events]\njsonl_keep = -1", "2:14", "jsonl_keep can't be -1", "up to");
+    assert_error("[events]\njsonl_keep = -1", "2:14", "jsonl_keep can't be -1", "from 0 to");
     assert_error("[events]\nfile = 1", "2:1", "\"file\" is not a key of events", "jsonl");
 }
 

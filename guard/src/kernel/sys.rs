@@ -297,19 +297,10 @@ pub fn array_words(map: BorrowedFd<'_>, first: u32, count: u32) -> io::Result<Ve
     let mut words = vec![0_u64; count as usize];
     // A batch begins behind a key, or with the first.
     let before = first.checked_sub(1);
-    let mut last = 0_u32;
-    let mut attr = zeroed();
-    attr.batch.in_batch = before.as_ref().map_or(0, |before| (&raw const *before) as u64);
-    attr.batch.out_batch = (&raw mut last) as u64;
-    attr.batch.keys = keys.as_mut_ptr() as u64;
-    attr.batch.values = words.as_mut_ptr() as u64;
-    attr.batch.count = count;
-    attr.batch.map_fd = raw(map);
-    let read = bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr);
-    // SAFETY: the kernel has written this member, or left it.
+    let read = lookup_batch(map, before, &mut keys, &mut words);
     let is_whole =
-        unsafe { attr.batch.count } == count && keys.iter().copied().eq(first..first + count);
-    if read.is_ok() && is_whole {
+        |batch: &Batch| batch.count == count && keys.iter().copied().eq(first..first + count);
+    if read.is_ok_and(|batch| is_whole(&batch)) {
         return Ok(words);
     }
     let word = |key| {
@@ -334,31 +325,50 @@ pub fn hash_values<K: aya::Pod, V: aya::Pod>(
     let (mut keys, mut values) = (vec![key; PART as usize], vec![value; PART as usize]);
     // The next bucket, which the kernel hands back and takes again (`__htab_map_lookup_and_delete_batch` in
     // `kernel/bpf/hashtab.c`). It comes nearer to the end with each call.
-    let mut next: Option<u32> = None;
+    let mut next = None;
     for _ in 0..buckets {
-        let mut behind = 0_u32;
-        let mut attr = zeroed();
-        attr.batch.in_batch = next.as_ref().map_or(0, |next| (&raw const *next) as u64);
-        attr.batch.out_batch = (&raw mut behind) as u64;
-        attr.batch.keys = keys.as_mut_ptr() as u64;
-        attr.batch.values = values.as_mut_ptr() as u64;
-        attr.batch.count = PART;
-        attr.batch.map_fd = raw(map);
-        let read = bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr);
-        let is_last = match read {
-            Ok(_) => false,
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
-            Err(error) => return Err(error),
-        };
-        // SAFETY: the kernel has written this member.
-        let count = unsafe { attr.batch.count };
-        values.iter().take(count as usize).for_each(&mut take);
-        if is_last {
+        let batch = lookup_batch(map, next, &mut keys, &mut values)?;
+        values.iter().take(batch.count as usize).for_each(&mut take);
+        if batch.is_last {
             break;
         }
-        next = Some(behind);
+        next = Some(batch.next);
     }
     Ok(())
+}
+
+/// What one reading of many entries came to.
+struct Batch {
+    count: u32,
+    /// Where the next one begins.
+    next: u32,
+    /// There is none.
+    is_last: bool,
+}
+
+/// Reads as many entries as there is room for, from `after` on. Kernel 5.6.
+fn lookup_batch<K: aya::Pod, V: aya::Pod>(
+    map: BorrowedFd<'_>,
+    after: Option<u32>,
+    keys: &mut [K],
+    values: &mut [V],
+) -> io::Result<Batch> {
+    let mut next = 0_u32;
+    let mut attr = zeroed();
+    attr.batch.in_batch = after.as_ref().map_or(0, |after| (&raw const *after) as u64);
+    attr.batch.out_batch = (&raw mut next) as u64;
+    attr.batch.keys = keys.as_mut_ptr() as u64;
+    attr.batch.values = values.as_mut_ptr() as u64;
+    attr.batch.count = keys.len().min(values.len()) as u32;
+    attr.batch.map_fd = raw(map);
+    let is_last = match bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) {
+        Ok(_) => false,
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+        Err(error) => return Err(error),
+    };
+    // SAFETY: the kernel has written this member, or left it.
+    let count = unsafe { attr.batch.count };
+    Ok(Batch { count, next, is_last })
 }
 
 pub fn map_delete(map: BorrowedFd<'_>, key: u32) -> io::Result<()> {
