@@ -384,6 +384,7 @@ pub struct EventTotals {
 /// Somewhere that the daemon writes attempts to, and how that goes. Counts begin with it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SinkStatus {
+    /// `jsonl` or `journal`.
     pub sink: String,
     /// Attempts that it has taken.
     pub taken: u64,

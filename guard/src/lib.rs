@@ -3,6 +3,9 @@
 //! A rule's path is one line: command line or file → [`rule`] → [`policy`] → [`compile`] → [`kernel`] →
 //! the tables that the programs ask. [`engine`] walks it; [`control`] is what people and programs may ask of it, over
 //! the socket ([`api`]) or, without a daemon, directly.
+//!
+//! An attempt's path is another: the kernel's ring ([`kernel`]) → [`events`], which hands it to whoever follows: clients of the
+//! [`api`], and the `sinks` that the daemon writes to by itself.
 
 pub mod api;
 mod bounded_file;

@@ -73,7 +73,7 @@ impl SinkState {
         if *error != problem {
             match &problem {
                 Some(problem) => log::warn!("{problem}"),
-                None => log::info!("attempts go to the {} again", self.name),
+                None => log::info!("{} takes attempts again", self.name),
             }
             *error = problem;
         }
@@ -109,7 +109,7 @@ pub async fn json_lines(
 }
 
 async fn write_lines(hub: &Hub, settings: JsonLines) {
-    let sink = hub.open_sink("file of JSON lines");
+    let sink = hub.open_sink("jsonl");
     let (_, mut follower) = hub.follow(None);
     let mut file = LogFile::new(settings);
     while let Some(batch) = next_batch(&mut follower, sink.state()).await {

@@ -116,7 +116,7 @@ fn a_file_that_can_t_be_written_is_named_and_nobody_else_misses_anything() {
     let follower = guard.follow();
     knock(&lab, 1, 5);
     until("the follower has them", || follower.attempts().len() == 10);
-    let name = "file of JSON lines";
+    let name = "jsonl";
     until("status names it", || {
         sink(&guard, name).error.is_some_and(|error| error.contains("attempts.jsonl"))
     });
