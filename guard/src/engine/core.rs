@@ -86,7 +86,7 @@ pub struct Core {
     pub(super) trial: Option<(Trial, u64)>,
     /// What a configuration on trial has taken the place of, where this engine put it in force.
     pub(super) before_trial: Option<(Settings, Sets)>,
-    /// Of what takes long.
+    /// Of the change under way. A question has one of its own, which nobody sees.
     pub progress: Progress,
     _lock: Lock,
 }
@@ -570,7 +570,7 @@ impl Core {
             &policy.rules,
             self.mmdb(),
             Unreadable::Shown,
-            &self.progress,
+            &Progress::default(),
         )?;
         Ok(policy.views(&sets, &facts.lan, &self.clock(), idle))
     }
@@ -615,8 +615,12 @@ impl Core {
         let facts = Facts::gather(&self.settings.config)?;
         let basis = self.basis()?;
         let policy = basis.policy(&self.settings, &self.state);
-        let sets =
-            basis.sets.completed(&policy.rules, self.mmdb(), basis.unreadable, &self.progress)?;
+        let sets = basis.sets.completed(
+            &policy.rules,
+            self.mmdb(),
+            basis.unreadable,
+            &Progress::default(),
+        )?;
         let input = self.input(&self.settings, &policy, &sets, &facts)?;
         let port: GuardedPort = match &request.port {
             Some(text) => text.parse()?,

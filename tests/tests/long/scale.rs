@@ -26,13 +26,13 @@ use guard_tests::{
 
 const MILLION: u64 = 1_000_000;
 
-/// What a change is seen to be at, each with how far it has come.
-fn steps_until(is_over: &AtomicBool, socket: &Path) -> Vec<Loading> {
+/// What a change is seen to be at from one look to the next, each with how far it has come.
+fn steps_until(is_over: &AtomicBool, socket: &Path) -> Vec<Option<Loading>> {
     let client = Client::connect(socket).expect("the daemon can be asked");
     let client = client.expect("a daemon is there");
     let mut seen = Vec::new();
     while !is_over.load(Ordering::Relaxed) {
-        seen.extend(client.loading().expect("the daemon answers"));
+        seen.push(client.loading().expect("the daemon answers"));
         thread::sleep(Duration::from_millis(2));
     }
     seen
@@ -93,6 +93,7 @@ fn a_million_prefixes_are_exchanged_while_packets_pass_and_questions_are_answere
                     while !is_exchanged.load(Ordering::Relaxed) {
                         let status = client.status().expect("the daemon answers");
                         assert!(status.generation >= Some(before));
+                        assert_eq!(client.rules().expect("the daemon answers").len(), 1);
                         answered += 1;
                     }
                     answered
@@ -104,8 +105,14 @@ fn a_million_prefixes_are_exchanged_while_packets_pass_and_questions_are_answere
                 (questions, steps.join().expect("they are told"), shown)
             });
             assert!(guard.generation() > before);
-            assert!(steps.iter().any(|it| it.step == Step::Compiling && it.total >= MILLION));
-            seen.extend(steps);
+            // From the first look that finds it compiling to the last there is no other: whoever asks something takes none away.
+            let compiles = |look: &Option<Loading>| {
+                look.is_some_and(|it| it.step == Step::Compiling && it.total >= MILLION)
+            };
+            let first = steps.iter().position(compiles).expect("it is seen to compile");
+            let last = steps.iter().rposition(compiles).expect("it is seen to compile");
+            assert!(steps[first..=last].iter().all(compiles), "{:?}", &steps[first..=last]);
+            seen.extend(steps.into_iter().flatten());
             on_terminal.push_str(&shown);
             println!("exchange {round}: {questions} questions were answered meanwhile");
             assert!(questions > QUESTIONS, "{questions} questions were answered meanwhile");
