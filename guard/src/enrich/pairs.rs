@@ -76,10 +76,11 @@ impl Pairs {
 
 /// The Ethernet address that an interface identifier was made of (modified EUI-64, RFC 4291 appendix A).
 fn mac_in(address: Ipv6Addr) -> Option<[u8; 6]> {
-    match address.octets() {
-        [_, _, _, _, _, _, _, _, a, b, c, 0xff, 0xfe, d, e, f] => Some([a ^ 2, b, c, d, e, f]),
-        _ => None,
-    }
+    let [.., flagged, second, third, 0xff, 0xfe, fourth, fifth, sixth] = address.octets() else {
+        return None;
+    };
+    // The bit for addresses that are unique in the world is turned over.
+    Some([flagged ^ 2, second, third, fourth, fifth, sixth])
 }
 
 #[cfg(test)]

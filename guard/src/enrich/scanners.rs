@@ -24,7 +24,7 @@ const BARE_V6: u64 = 60;
 const ROOM: u64 = 6;
 
 /// Whether these packets are connections begun without TCP options, or with the segment size at most. Operating systems' own
-/// take 8 bytes or more for theirs; who sends packets to the whole Internet and keeps no state of them (ZMap, masscan) often has none.
+/// take 8 bytes or more for theirs; who sends packets to the whole Internet and keeps no state of them (`ZMap`, masscan) often has none.
 #[must_use]
 pub fn looks_like_mass_scan(attempt: &Attempt) -> bool {
     let bare = if attempt.source.is_ipv4() { BARE_V4 } else { BARE_V6 };
@@ -74,7 +74,7 @@ mod tests {
         let of = |source: &str, packets, bytes, flags: &str| {
             let source = source.parse().unwrap();
             let tcp_flags = flags.to_owned();
-            looks_like_mass_scan(&Attempt { source, packets, bytes, tcp_flags, ..example() })
+            looks_like_mass_scan(&Attempt { source, tcp_flags, packets, bytes, ..example() })
         };
         assert!(of("203.0.113.9", 1, 40, "SYN"));
         // Filled up to an Ethernet frame's least, or with the segment size alone.
