@@ -49,6 +49,9 @@ pub fn status(status: &Status, view: &View) -> String {
     page.line(daemon(status));
     totals(&status.counters, &mut page);
     unreported(status, view, &mut page);
+    for problem in &status.enrich_problems {
+        page.line(format!("{} {}", view.notable("note:"), escaped(problem)));
+    }
     page.line(next(status));
     page.into_text()
 }
@@ -370,6 +373,7 @@ pub(crate) mod tests {
             version: "0.1.0".into(),
             trial: None,
             rolled_back: false,
+            enrich_problems: Vec::new(),
         }
     }
 
