@@ -96,7 +96,12 @@ fn an_attempt_is_reported_as_it_was(attach: Attach) {
             packets: 1,
             bytes,
             sampled: false,
-            facts: SourceFacts::default(),
+            // A SYN without options, from nowhere near.
+            facts: SourceFacts {
+                class: Some("public".to_owned()),
+                labels: vec!["mass-scan".to_owned()],
+                ..SourceFacts::default()
+            },
         };
         assert_eq!(*attempt, expected);
     }
