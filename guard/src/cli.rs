@@ -123,17 +123,34 @@ Examples:
     Enforce,
 
     /// Show attempts, one a line
+    ///
+    /// The daemon has the newest 1,000 one by one. Older ones, with --since, come from the history, which has folded them: a line
+    /// for all that came in an hour from one source to one port.
     #[command(after_long_help = "\
 Examples:
-  guard events --since 1h                  what the daemon still has of the last hour
+  guard events --since 7d --source 203.0.113.0/24
   guard events --follow                    attempts as they come")]
     Events {
         /// Go on with attempts as they come
         #[arg(long)]
         follow: bool,
-        /// Only attempts of the last so much time, such as 1h
-        #[arg(long, value_name = "TIME")]
-        since: Option<String>,
+        #[command(flatten)]
+        filter: FilterArgs,
+    },
+
+    /// Show who sent the most, by the history of attempts
+    ///
+    /// IPv6 sources are counted by /64. Works without a daemon, too.
+    #[command(after_long_help = "\
+Examples:
+  guard sources --since 7d
+  guard sources --top 5 --country FR --json")]
+    Sources {
+        /// How many
+        #[arg(long, value_name = "NUMBER", default_value_t = 20)]
+        top: usize,
+        #[command(flatten)]
+        filter: FilterArgs,
     },
 
     /// Tell what would happen to a packet, and which rule says so
@@ -294,6 +311,30 @@ pub struct RuleArgs {
     pub yes: bool,
 }
 
+/// Which attempts are meant; those that are all of what is given.
+#[derive(Debug, Args)]
+pub struct FilterArgs {
+    /// Only attempts of the last so much time, such as 1h
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+
+    /// Only from this address or prefix
+    #[arg(long, value_name = "PREFIX")]
+    pub source: Option<String>,
+
+    /// Only to this port, such as 11434 or udp/53
+    #[arg(long, value_name = "PORT")]
+    pub port: Option<String>,
+
+    /// Only from sources with this label
+    #[arg(long, value_name = "LABEL")]
+    pub label: Option<String>,
+
+    /// Only from sources in this country, by its two letters
+    #[arg(long, value_name = "COUNTRY")]
+    pub country: Option<String>,
+}
+
 #[cfg(test)]
 mod tests {
     use clap::{CommandFactory, error::ErrorKind};
@@ -326,6 +367,7 @@ mod tests {
                 "observe",
                 "enforce",
                 "events",
+                "sources",
                 "explain",
                 "check",
                 "reload",
@@ -350,6 +392,9 @@ mod tests {
             "guard observe",
             "guard observe --for 10m",
             "guard events --follow --since 1h",
+            "guard events --source 192.0.2.0/24 --port 11434 --label censys --country FR --json",
+            "guard sources",
+            "guard sources --top 5 --since 7d --source ::/0 --port udp/53 --label x --country DE",
             "guard deny 192.0.2.7 --confirm 60s",
             "guard reload --confirm 60s",
             "guard confirm",
@@ -379,6 +424,7 @@ mod tests {
             "guard run --attach sideways",
             "guard run now",
             "guard status --port 1",
+            "guard sources --top many",
             "guard completions tcsh",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");

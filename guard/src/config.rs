@@ -13,6 +13,7 @@ use std::{
     fmt, io,
     path::{Path, PathBuf},
     str::FromStr,
+    time::Duration,
 };
 
 use guard_common::packet::Protocol;
@@ -22,6 +23,7 @@ use crate::{
     control::{Failure, FailureKind, Mode},
     rule::{GuardedPort, MAX_INTERFACE_NAME_BYTES, Rule, listed, quoted},
     sinks::JsonLines,
+    store,
 };
 
 /// Where the configuration is looked for when no other file is named.
@@ -61,6 +63,28 @@ pub struct Config {
 pub struct Events {
     /// A file of JSON lines; none where no path is named.
     pub jsonl: Option<JsonLines>,
+    pub history: KeptHistory,
+}
+
+/// What is kept of attempts for those who ask later.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptHistory {
+    pub file: HistoryFile,
+    /// What is older is removed.
+    pub keep: Duration,
+    /// Of a larger file the oldest is removed.
+    pub max_bytes: u64,
+}
+
+/// Where it is kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum HistoryFile {
+    /// In the directory of the state file.
+    #[default]
+    BesideTheState,
+    At(PathBuf),
+    /// Nothing is kept.
+    Off,
 }
 
 /// Where facts about addresses come from.
@@ -166,6 +190,16 @@ impl Default for Paths {
             cgroup: None,
             state: PathBuf::from("/var/lib/guard"),
             socket: PathBuf::from("/run/guard/guard.sock"),
+        }
+    }
+}
+
+impl Default for KeptHistory {
+    fn default() -> Self {
+        Self {
+            file: HistoryFile::default(),
+            keep: Duration::from_hours(90 * 24),
+            max_bytes: 1 << 30,
         }
     }
 }
@@ -441,6 +475,18 @@ impl Config {
     /// When anything in it is wrong.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigErrors> {
         read::config(text, path)
+    }
+
+    /// The history of attempts, where one is kept.
+    #[must_use]
+    pub fn attempt_history(&self) -> Option<store::Settings> {
+        let KeptHistory { file, keep, max_bytes } = &self.events.history;
+        let path = match file {
+            HistoryFile::BesideTheState => self.paths.state.join(store::FILE_NAME),
+            HistoryFile::At(path) => path.clone(),
+            HistoryFile::Off => return None,
+        };
+        Some(store::Settings { path, keep: *keep, max_bytes: *max_bytes })
     }
 
     /// Where guard keeps what, by a file that may be bad elsewhere: a fault in a rule must not keep anybody from the daemon.

@@ -12,6 +12,7 @@ use crate::{
     history::{History, Requester},
     progress::Loading,
     rule::{Action, Origin, RuleId},
+    store::{HistoryStatus, Sources, SourcesQuery},
 };
 
 /// Why a request was not carried out. The policy in force is as it was before.
@@ -295,6 +296,9 @@ pub struct Status {
     pub sources: Vec<SourceStatus>,
     pub counters: Vec<CounterView>,
     pub events: EventTotals,
+    /// Where the daemon keeps attempts for later, and how that goes; `None` without a daemon, and where it keeps none.
+    #[serde(default)]
+    pub attempt_history: Option<HistoryStatus>,
     pub version: String,
     /// The change that is rolled back unless it is confirmed.
     #[serde(default)]
@@ -384,7 +388,7 @@ pub struct EventTotals {
 /// Somewhere that the daemon writes attempts to, and how that goes. Counts begin with it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SinkStatus {
-    /// `jsonl` or `journal`.
+    /// `jsonl`, `journal` or `history`.
     pub sink: String,
     /// Attempts that it has taken.
     pub taken: u64,
@@ -479,4 +483,10 @@ pub trait Control {
     /// # Errors
     /// When they can't be read.
     fn history(&self, since_seconds: Option<u64>) -> Result<History, Failure>;
+
+    /// Who sent the most, by the history of attempts.
+    ///
+    /// # Errors
+    /// When a word of the query is not well formed, no history is kept, or it can't be read.
+    fn sources(&self, query: &SourcesQuery) -> Result<Sources, Failure>;
 }

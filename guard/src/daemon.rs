@@ -146,7 +146,11 @@ async fn serve(
     let configured = engine.clone();
     let policies = engine.policies();
     tasks.spawn(sinks::json_lines(hub.clone(), move || configured.json_lines(), policies));
-    tasks.spawn(sinks::journal(hub));
+    tasks.spawn(sinks::journal(hub.clone()));
+    let configured = engine.clone();
+    let (policies, ends) = (engine.policies(), stop.subscribe());
+    let kept =
+        tokio::spawn(sinks::history(hub, move || configured.attempt_history(), policies, ends));
     tasks.spawn(follow_network(engine.clone()));
     tasks.spawn(cut_at_ends(engine.clone()));
     tasks.spawn(end_trials(engine.clone()));
@@ -181,6 +185,8 @@ async fn serve(
     stop.send_replace(true);
     // The API still sends the answer to what ended it; the others just end.
     let _ = tasks.join_next().await;
+    // It gives itself a bound.
+    let _ = kept.await;
     Ok(ended)
 }
 

@@ -34,7 +34,7 @@ use crate::{
         RuleView, SetMode, Status,
     },
     engine::{facts::Facts, status::Missing},
-    history::{self, Asked, History, Kind, Requester},
+    history::{self, Asked, Kind, Requester},
     host::bpffs,
     kernel::{
         KernelError,
@@ -47,6 +47,7 @@ use crate::{
     sinks::JsonLines,
     startup::Startup,
     state::{RunFlags, State},
+    store::{self, Sources, SourcesQuery, query::History},
     trial::{self, Trial},
 };
 
@@ -175,6 +176,12 @@ impl Engine {
     #[must_use]
     pub fn json_lines(&self) -> Option<JsonLines> {
         self.core().settings.config.events.jsonl.clone()
+    }
+
+    /// The history that attempts are kept in; `None` where none is.
+    #[must_use]
+    pub fn attempt_history(&self) -> Option<store::Settings> {
+        self.core().settings.config.attempt_history()
     }
 
     /// Whether what is in force stays when the daemon ends.
@@ -649,7 +656,7 @@ impl Control for Engine {
         Ok(self.progress.now())
     }
 
-    fn history(&self, since_seconds: Option<u64>) -> Result<History, Failure> {
+    fn history(&self, since_seconds: Option<u64>) -> Result<history::History, Failure> {
         let directory = self.read()?.settings.config.paths.state.clone();
         let oldest = since_seconds.map(|it| history::seconds_before(Timestamp::now(), it));
         history::read(&directory, oldest).map_err(|error| {
@@ -658,6 +665,23 @@ impl Control for Engine {
                 format!("Make {} a file that root can read, or move it away.", history::FILE_NAME),
             )
         })
+    }
+
+    fn sources(&self, query: &SourcesQuery) -> Result<Sources, Failure> {
+        let filter = query.filter(Timestamp::now())?;
+        let most = query.most()?;
+        let settings = self.attempt_history().ok_or_else(|| {
+            Failure::failed(
+                "no history of attempts is kept",
+                "Take `history = false` out of [events], and reload.",
+            )
+        })?;
+        let sources = match History::open(&settings.path)? {
+            Some(history) => history.sources(&filter, most)?,
+            None => Sources::default(),
+        };
+        give_memory_back();
+        Ok(sources)
     }
 }
 

@@ -19,13 +19,17 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize, Serializer};
 use tokio::sync::broadcast;
 
-use crate::{control::SinkStatus, sinks::SinkState};
+use crate::{
+    control::SinkStatus,
+    sinks::SinkState,
+    store::{HistoryStatus, HourLine},
+};
 
 /// Attempts that are kept for those who ask later.
 pub const BACKLOG: usize = 1_000;
 
 /// Attempts that a follower may lag behind before it loses some.
-const FOLLOWER_ROOM: usize = 1_024;
+const FOLLOWER_ROOM: usize = 8_192;
 
 /// One attempt: a packet, or a run of packets from one source, that got `drop` or `would-drop`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -197,6 +201,7 @@ pub struct Hub {
     backlog: Mutex<VecDeque<Arc<Attempt>>>,
     followers: broadcast::Sender<Arc<Attempt>>,
     sinks: Mutex<Vec<Arc<SinkState>>>,
+    history: Mutex<Option<HistoryStatus>>,
 }
 
 impl Default for Hub {
@@ -212,6 +217,7 @@ impl Hub {
             backlog: Mutex::new(VecDeque::with_capacity(BACKLOG)),
             followers: broadcast::Sender::new(FOLLOWER_ROOM),
             sinks: Mutex::default(),
+            history: Mutex::default(),
         }
     }
 
@@ -228,21 +234,11 @@ impl Hub {
         let _ = self.followers.send(attempt);
     }
 
-    /// The attempts kept that are not older than this; all of them for `None`.
+    /// The attempts kept, and all that come.
     #[must_use]
-    pub fn since(&self, oldest: Option<Timestamp>) -> Vec<Arc<Attempt>> {
-        Self::not_older(&self.lock(), oldest)
-    }
-
-    /// The attempts kept that are not older than this (none of them for `None`), and all that come.
-    #[must_use]
-    pub fn follow(&self, oldest: Option<Timestamp>) -> (Vec<Arc<Attempt>>, Follower) {
+    pub fn follow(&self) -> (Vec<Arc<Attempt>>, Follower) {
         let backlog = self.lock();
-        let kept = match oldest {
-            Some(_) => Self::not_older(&backlog, oldest),
-            None => Vec::new(),
-        };
-        (kept, Follower(self.followers.subscribe()))
+        (backlog.iter().cloned().collect(), Follower(self.followers.subscribe()))
     }
 
     /// Begins a sink, which is among [`Hub::sinks`] until this is dropped.
@@ -259,16 +255,19 @@ impl Hub {
         self.lock_sinks().iter().map(|state| state.status()).collect()
     }
 
-    fn lock_sinks(&self) -> MutexGuard<'_, Vec<Arc<SinkState>>> {
-        self.sinks.lock().unwrap_or_else(PoisonError::into_inner)
+    /// How the history of attempts fares; `None` where none is kept.
+    #[must_use]
+    pub fn history(&self) -> Option<HistoryStatus> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn not_older(backlog: &VecDeque<Arc<Attempt>>, oldest: Option<Timestamp>) -> Vec<Arc<Attempt>> {
-        backlog
-            .iter()
-            .filter(|attempt| oldest.is_none_or(|oldest| attempt.time >= oldest))
-            .cloned()
-            .collect()
+    /// Remembers how the history fares.
+    pub fn note_history(&self, status: Option<HistoryStatus>) {
+        *self.history.lock().unwrap_or_else(PoisonError::into_inner) = status;
+    }
+
+    fn lock_sinks(&self) -> MutexGuard<'_, Vec<Arc<SinkState>>> {
+        self.sinks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Nothing that holds the lock can leave the backlog half changed.
@@ -288,6 +287,12 @@ impl OpenSink<'_> {
     #[must_use]
     pub fn state(&self) -> &SinkState {
         &self.state
+    }
+
+    /// For another thread.
+    #[must_use]
+    pub fn share(&self) -> Arc<SinkState> {
+        Arc::clone(&self.state)
     }
 }
 
@@ -331,32 +336,43 @@ pub enum Line {
     Lagged {
         lagged: u64,
     },
+    /// Older attempts, which the history has folded.
+    Hour(Box<HourLine>),
+    /// So many lines of the history are older still, and not shown. Written `{"left_out":12}`.
+    LeftOut {
+        left_out: u64,
+    },
 }
 
-/// What a line looks like in JSON.
+/// What a line looks like in JSON. Each is told by a member that no other has.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
-enum WrittenLine<A> {
+enum WrittenLine<A, H> {
     Lagged { lagged: u64 },
+    LeftOut { left_out: u64 },
+    Hour(H),
     Attempt(A),
 }
 
 impl Serialize for Line {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Attempt(attempt) => WrittenLine::Attempt(attempt.as_ref()).serialize(serializer),
-            Self::Lagged { lagged } => {
-                WrittenLine::<&Attempt>::Lagged { lagged: *lagged }.serialize(serializer)
-            }
-        }
+        let written = match self {
+            Self::Attempt(attempt) => WrittenLine::Attempt(attempt.as_ref()),
+            Self::Lagged { lagged } => WrittenLine::Lagged { lagged: *lagged },
+            Self::Hour(hour) => WrittenLine::Hour(hour.as_ref()),
+            Self::LeftOut { left_out } => WrittenLine::LeftOut { left_out: *left_out },
+        };
+        written.serialize(serializer)
     }
 }
 
 impl<'de> Deserialize<'de> for Line {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        WrittenLine::<Attempt>::deserialize(deserializer).map(|line| match line {
+        WrittenLine::<Attempt, HourLine>::deserialize(deserializer).map(|line| match line {
             WrittenLine::Attempt(attempt) => Self::Attempt(Arc::new(attempt)),
             WrittenLine::Lagged { lagged } => Self::Lagged { lagged },
+            WrittenLine::Hour(hour) => Self::Hour(Box::new(hour)),
+            WrittenLine::LeftOut { left_out } => Self::LeftOut { left_out },
         })
     }
 }
@@ -607,8 +623,13 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn both_kinds_of_line_survive_json() {
-        for line in [Line::Attempt(Arc::new(example())), Line::Lagged { lagged: 12 }] {
+    fn every_kind_of_line_survives_json() {
+        for line in [
+            Line::Attempt(Arc::new(example())),
+            Line::Lagged { lagged: 12 },
+            Line::Hour(Box::new(crate::store::tests::example_hour())),
+            Line::LeftOut { left_out: 12 },
+        ] {
             let text = serde_json::to_string(&line).unwrap();
             assert_eq!(serde_json::from_str::<Line>(&text).unwrap(), line, "{text}");
         }
@@ -629,31 +650,28 @@ pub(crate) mod tests {
         for number in 0..BACKLOG as u64 + 5 {
             hub.publish(numbered(number));
         }
-        let all = hub.since(None);
+        let (all, _) = hub.follow();
         assert_eq!(all.len(), BACKLOG);
         assert_eq!(all.first().unwrap().packets, 5);
-        let newest = hub.since(Timestamp::from_second(1_003).ok());
-        assert_eq!(newest.iter().map(|a| a.packets).collect::<Vec<_>>(), [1_003, 1_004]);
+        assert_eq!(all.last().unwrap().packets, BACKLOG as u64 + 4);
     }
 
     #[tokio::test]
-    async fn a_follower_hears_what_comes_and_what_it_asked_for() {
+    async fn a_follower_gets_what_is_kept_and_hears_what_comes() {
         let hub = Hub::new();
         hub.publish(numbered(1));
-        let (kept, mut new_only) = hub.follow(None);
-        assert!(kept.is_empty());
-        let (kept, _) = hub.follow(Some(Timestamp::UNIX_EPOCH));
-        assert_eq!(kept.len(), 1);
+        let (kept, mut follower) = hub.follow();
+        assert_eq!(kept, [Arc::new(numbered(1))]);
         hub.publish(numbered(2));
-        assert_eq!(new_only.next().await, Some(Line::Attempt(Arc::new(numbered(2)))));
+        assert_eq!(follower.next().await, Some(Line::Attempt(Arc::new(numbered(2)))));
         drop(hub);
-        assert_eq!(new_only.next().await, None);
+        assert_eq!(follower.next().await, None);
     }
 
     #[tokio::test]
     async fn a_slow_follower_is_told_how_many_it_lost_and_goes_on() {
         let hub = Hub::new();
-        let (_, mut follower) = hub.follow(None);
+        let (_, mut follower) = hub.follow();
         for number in 0..FOLLOWER_ROOM as u64 + 7 {
             hub.publish(numbered(number));
         }

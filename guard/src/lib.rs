@@ -5,7 +5,7 @@
 //! the socket ([`api`]) or, without a daemon, directly.
 //!
 //! An attempt's path is another: the kernel's ring ([`kernel`]) → [`events`], which hands it to whoever follows: clients of the
-//! [`api`], and the `sinks` that the daemon writes to by itself.
+//! [`api`], and the `sinks` that the daemon writes to by itself. One of these is the [`store`], which is asked for what was.
 
 pub mod api;
 mod bounded_file;
@@ -32,5 +32,6 @@ pub mod rule;
 mod sinks;
 pub mod startup;
 pub mod state;
+pub mod store;
 mod systemd;
 pub mod trial;

@@ -15,6 +15,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::source::parse_prefix;
 pub use self::{
     interface::{InterfaceName, InterfaceNameError, MAX_INTERFACE_NAME_BYTES},
     name::{Country, DnsName, DnsNameError},

@@ -245,6 +245,7 @@ mod tests {
             sources: Vec::new(),
             counters: Vec::new(),
             events: EventTotals::default(),
+            attempt_history: None,
             version: "0.1.0".into(),
             trial: None,
             rolled_back: false,

@@ -23,6 +23,7 @@ use crate::{
     events::Line,
     history::{History, Requester},
     progress::Loading,
+    store::{EventsQuery, Sources, SourcesQuery},
 };
 
 /// How long an answer is waited for.
@@ -63,20 +64,16 @@ impl Client {
     /// Gives each line of the event stream to `take`, until that breaks off or the stream ends.
     ///
     /// With `follow`, attempts come as they happen, and the stream ends with the daemon. `since` asks for those of the last
-    /// so many seconds first; without it, all that are kept come, or none when following.
+    /// so many seconds first; without it, all that the daemon has singly come, or none when following.
     ///
     /// # Errors
     /// When the daemon refuses, does not begin its answer in time, or breaks the stream.
     pub fn events(
         &self,
-        follow: bool,
-        since: Option<u64>,
+        query: &EventsQuery,
         mut take: impl FnMut(Line) -> ControlFlow<()>,
     ) -> Result<(), Failure> {
-        let path = match since {
-            Some(seconds) => format!("/v1/events?follow={follow}&since={seconds}"),
-            None => format!("/v1/events?follow={follow}"),
-        };
+        let path = with_query("/v1/events", query)?;
         self.runtime.block_on(async {
             let response = in_time(send(&self.socket, Method::GET, &path, Bytes::new())).await?;
             if !response.status().is_success() {
@@ -182,6 +179,20 @@ impl Control for Client {
         };
         self.ask(Method::GET, &path, Bytes::new())
     }
+
+    fn sources(&self, query: &SourcesQuery) -> Result<Sources, Failure> {
+        self.ask(Method::GET, &with_query("/v1/sources", query)?, Bytes::new())
+    }
+}
+
+fn with_query(path: &str, query: &impl Serialize) -> Result<String, Failure> {
+    let query = serde_urlencoded::to_string(query).map_err(|error| {
+        Failure::failed(
+            format!("the request can't be written: {error}"),
+            "Report this as an error of guard.",
+        )
+    })?;
+    Ok(format!("{path}?{query}"))
 }
 
 fn cannot_connect(socket: &Path, error: &io::Error) -> Failure {

@@ -47,9 +47,10 @@ use crate::{
         AddRules, Change, Control, Explain, Failure, FailureKind, Reload, RemoveRules, SetMode,
         Status,
     },
-    events::{Follower, Hub, Line},
-    history::{Requester, seconds_before},
+    events::{Attempt, Follower, Hub, Line},
+    history::Requester,
     metrics,
+    store::{EventsQuery, Filter, SourcesQuery, query::History},
 };
 
 /// Connections served at once; more wait in the socket's queue.
@@ -334,6 +335,7 @@ fn router(shared: Shared) -> Router {
         .route("/v1/history", get(history))
         .route("/v1/loading", get(loading))
         .route("/v1/events", get(events))
+        .route("/v1/sources", get(sources))
         .route("/metrics", get(metrics))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
@@ -376,6 +378,7 @@ async fn status(State(shared): State<Shared>) -> Result<Response, Problem> {
 /// What the engine says, and what it does not know: how it goes with what the daemon writes attempts to.
 fn with_sinks(mut status: Status, hub: &Hub) -> Status {
     status.events.sinks = hub.sinks();
+    status.attempt_history = hub.history();
     status
 }
 
@@ -527,14 +530,20 @@ async fn blocking<T: Send + 'static>(
         .map_err(|_| Failure::panicked())?
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct EventsQuery {
-    /// Goes on with attempts as they come.
-    #[serde(default)]
-    follow: bool,
-    /// Only attempts of the last so many seconds. Where it is absent: all that are kept, or none when following.
-    since: Option<u64>,
+/// The most lines of the history that one answer holds.
+const MOST_HOUR_LINES: usize = 10_000;
+
+async fn sources(
+    State(shared): State<Shared>,
+    query: Result<Query<SourcesQuery>, QueryRejection>,
+) -> Result<Response, Problem> {
+    let Query(query) = query.map_err(|rejection| {
+        Failure::bad_request(
+            format!("the query of /v1/sources is not right: {}", rejection.body_text()),
+            "Give top=NUMBER, since=SECONDS, source, port, label or country, or nothing.",
+        )
+    })?;
+    ask(&shared, move |control| control.sources(&query)).await
 }
 
 async fn events(
@@ -545,11 +554,11 @@ async fn events(
     let Query(query) = query.map_err(|rejection| {
         Failure::bad_request(
             format!("the query of /v1/events is not right: {}", rejection.body_text()),
-            "Give follow=true, since=SECONDS, or both.",
+            "Give follow=true, since=SECONDS, source, port, label or country, or nothing.",
         )
     })?;
-    let oldest = query.since.map(|seconds| seconds_before(Timestamp::now(), seconds));
-    let body = if query.follow {
+    let filter = query.filter(Timestamp::now())?;
+    let following = if query.follow {
         let may_change = may_change(peer.uid, shared.own_uid);
         let slot = shared.followers.try_place(may_change).ok_or_else(|| Problem {
             status: StatusCode::SERVICE_UNAVAILABLE,
@@ -559,14 +568,24 @@ async fn events(
             ),
         })?;
         peer.follows.store(true, Ordering::Relaxed);
-        let (kept, follower) = shared.hub.follow(oldest);
-        let kept = stream::iter(kept.into_iter().map(Line::Attempt));
-        let coming = following(follower, shared.stop.subscribe(), slot);
-        Body::from_stream(kept.chain(coming).map(|line| json_line(&line)))
+        Some(slot)
     } else {
-        let kept = shared.hub.since(oldest).into_iter();
-        let lines: Result<Vec<Bytes>, _> =
-            kept.map(|attempt| json_line(&Line::Attempt(attempt))).collect();
+        None
+    };
+    // What comes while the history is read waits for this follower.
+    let (kept, follower) = shared.hub.follow();
+    let kept = if query.follow && query.since.is_none() { Vec::new() } else { kept };
+    let mut past = match (query.since, shared.hub.history()) {
+        (Some(_), Some(status)) => older(status.path.into(), filter.clone(), kept.clone()).await?,
+        _ => Vec::new(),
+    };
+    let kept = kept.into_iter().filter(|attempt| filter.admits(attempt));
+    past.extend(kept.map(Line::Attempt));
+    let body = if let Some(slot) = following {
+        let coming = coming(follower, filter, shared.stop.subscribe(), slot);
+        Body::from_stream(stream::iter(past).chain(coming).map(|line| json_line(&line)))
+    } else {
+        let lines: Result<Vec<Bytes>, _> = past.iter().map(json_line).collect();
         let lines = lines.map_err(|error| {
             log::error!("an attempt can't be written as JSON: {error}");
             Failure::panicked()
@@ -577,19 +596,44 @@ async fn events(
     Ok(([(header::CONTENT_TYPE, kind)], body).into_response())
 }
 
-/// What a follower hears, until the daemon ends. Holds the follower's slot.
-fn following(
+/// What the history has besides the attempts that are shown singly.
+async fn older(
+    path: PathBuf,
+    filter: Filter,
+    singly: Vec<Arc<Attempt>>,
+) -> Result<Vec<Line>, Failure> {
+    let read = move || {
+        let Some(history) = History::open(&path)? else { return Ok(Vec::new()) };
+        let singly = singly.iter().map(AsRef::as_ref);
+        let (hours, left_out) = history.lines(&filter, singly, MOST_HOUR_LINES)?;
+        let left_out = (left_out > 0).then_some(Line::LeftOut { left_out });
+        let hours = hours.into_iter().map(|hour| Line::Hour(Box::new(hour)));
+        Ok(left_out.into_iter().chain(hours).collect())
+    };
+    tokio::task::spawn_blocking(read).await.map_err(|_| Failure::panicked())?
+}
+
+/// What a follower wants to hear of what comes, until the daemon ends. Holds the follower's slot.
+fn coming(
     follower: Follower,
+    filter: Filter,
     stopped: watch::Receiver<bool>,
     slot: Place,
 ) -> impl futures::Stream<Item = Line> {
-    stream::unfold((follower, stopped, slot), |(mut follower, mut stopped, slot)| async move {
-        let line = tokio::select! {
-            () = until_stopped(&mut stopped) => None,
-            line = follower.next() => line,
-        }?;
-        Some((line, (follower, stopped, slot)))
-    })
+    stream::unfold(
+        (follower, filter, stopped, slot),
+        |(mut follower, filter, mut stopped, slot)| async move {
+            loop {
+                let line = tokio::select! {
+                    () = until_stopped(&mut stopped) => None,
+                    line = follower.next() => line,
+                }?;
+                if !matches!(&line, Line::Attempt(attempt) if !filter.admits(attempt)) {
+                    return Some((line, (follower, filter, stopped, slot)));
+                }
+            }
+        },
+    )
 }
 
 fn json_line(line: &Line) -> serde_json::Result<Bytes> {
@@ -603,7 +647,7 @@ async fn unknown_path(request: Request) -> Problem {
         status: StatusCode::NOT_FOUND,
         failure: Failure::bad_request(
             format!("the control API has no {:?}", request.uri().path()),
-            "Its paths are /v1/status, /v1/rules, /v1/mode, /v1/explain, /v1/reload, /v1/confirm, /v1/rollback, /v1/down, /v1/history and /v1/events.",
+            "Its paths are /v1/status, /v1/rules, /v1/mode, /v1/explain, /v1/reload, /v1/confirm, /v1/rollback, /v1/down, /v1/history, /v1/events and /v1/sources.",
         ),
     }
 }
@@ -613,7 +657,7 @@ async fn wrong_method(request: Request) -> Problem {
         status: StatusCode::METHOD_NOT_ALLOWED,
         failure: Failure::bad_request(
             format!("{} is not for {}", request.method(), request.uri().path()),
-            "GET reads status, rules, history and events; POST adds rules or asks for a change; DELETE removes rules.",
+            "GET reads status, rules, history, events and sources; POST adds rules or asks for a change; DELETE removes rules.",
         ),
     }
 }
@@ -734,6 +778,7 @@ mod tests {
             (Method::GET, "/v1/rules"),
             (Method::GET, "/v1/events"),
             (Method::GET, "/v1/history"),
+            (Method::GET, "/v1/sources"),
             (Method::POST, "/v1/explain"),
         ];
         let changes = [

@@ -25,6 +25,7 @@ use crate::{
     history::{History, Requester, Via},
     progress::{Loading, Step},
     rule::{Action, Origin, RuleId},
+    store::{EventsQuery, Sources, SourcesQuery},
 };
 
 /// Remembers what was asked, and answers with something to recognise.
@@ -85,6 +86,7 @@ impl Control for Fake {
             sources: Vec::new(),
             counters: Vec::new(),
             events: EventTotals::default(),
+            attempt_history: None,
             version: "1".into(),
             trial: None,
             rolled_back: false,
@@ -153,6 +155,12 @@ impl Control for Fake {
     fn history(&self, since_seconds: Option<u64>) -> Result<History, Failure> {
         self.note(format!("history {since_seconds:?}"));
         Ok(History { changes: vec![crate::history::tests::example()], damaged_lines: 1 })
+    }
+
+    fn sources(&self, query: &SourcesQuery) -> Result<Sources, Failure> {
+        query.filter(jiff::Timestamp::now())?;
+        self.note(format!("sources {query:?}"));
+        Ok(Sources { matching: 7, ..Sources::default() })
     }
 }
 
@@ -422,6 +430,13 @@ fn unknown_paths_methods_and_queries_are_answered_in_json() {
         ("GET", "/v1/events?follow=maybe", 400, "query"),
         ("GET", "/v1/events?since=-1", 400, "query"),
         ("GET", "/v1/events?until=1", 400, "until"),
+        ("GET", "/v1/events?source=nowhere", 400, "\"nowhere\" is not a source"),
+        ("GET", "/v1/events?port=0", 400, "port 0"),
+        ("GET", "/v1/events?country=France", 400, "\"France\" is not a country"),
+        ("GET", "/v1/events?label=", 400, "a label is empty"),
+        ("GET", "/v1/sources?top=many", 400, "query"),
+        ("GET", "/v1/sources?source=192.0.2.1/24", 400, "bits set beyond its prefix"),
+        ("POST", "/v1/sources", 405, "POST is not for /v1/sources"),
         ("GET", "/v1/history?since=never", 400, "query"),
         ("GET", "/v1/history?until=1", 400, "until"),
         ("POST", "/v1/history", 405, "POST is not for /v1/history"),
@@ -486,7 +501,8 @@ fn events_without_following_are_those_kept() {
     served.hub.publish(attempt(2));
     let taken = |since| {
         let mut taken = Vec::new();
-        let result = served.client().events(false, since, |line| {
+        let query = EventsQuery { since, ..EventsQuery::default() };
+        let result = served.client().events(&query, |line| {
             taken.push(packets(&line));
             ControlFlow::Continue(())
         });
@@ -506,7 +522,8 @@ fn followers_hear_of_attempts_as_they_come_until_the_daemon_ends() {
     let follower = std::thread::spawn({
         let client = served.client();
         move || {
-            client.events(true, Some(60), |line| {
+            let query = EventsQuery { follow: true, since: Some(60), ..EventsQuery::default() };
+            client.events(&query, |line| {
                 tell.send(packets(&line)).unwrap();
                 ControlFlow::Continue(())
             })

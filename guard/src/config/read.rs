@@ -15,7 +15,8 @@ use toml::de::{DeTable, DeValue};
 
 use super::{
     Attach, AttachPolicy, Config, ConfigError, ConfigErrors, Enrich, Events, Forwarded,
-    InterfacePattern, Interfaces, LocalSources, MAX_ERRORS, Paths, Places,
+    HistoryFile, InterfacePattern, Interfaces, KeptHistory, LocalSources, MAX_ERRORS, Paths,
+    Places,
 };
 use crate::{
     control::Mode,
@@ -44,7 +45,8 @@ const KEYS: [&str; 11] = [
 ];
 const RULE_KEYS: [&str; 6] = ["allow", "deny", "ports", "via", "until", "comment"];
 const ENRICH_KEYS: [&str; 1] = ["mmdb"];
-const EVENTS_KEYS: [&str; 4] = ["jsonl", "jsonl_max_mib", "jsonl_max_age", "jsonl_keep"];
+const EVENTS_KEYS: [&str; 7] =
+    ["jsonl", "jsonl_max_mib", "jsonl_max_age", "jsonl_keep", "history", "history_max_mib", "keep"];
 const PATH_KEYS: [&str; 4] = ["pins", "cgroup", "state", "socket"];
 
 /// Keys of the design that this version does not know.
@@ -63,6 +65,12 @@ const DEFAULT_JSONL_AGE: Duration = Duration::from_hours(24);
 /// How many rotated ones are kept.
 const JSONL_KEEP: RangeInclusive<u32> = 0..=1_000;
 const DEFAULT_JSONL_KEEP: u32 = 7;
+
+/// How large the history may be, in mebibytes. With less it could not hold the hours of a flood.
+const HISTORY_MIB: RangeInclusive<u32> = 16..=1 << 20;
+
+/// It is removed by whole hours.
+const LEAST_KEPT: Duration = Duration::from_hours(1);
 
 /// The longest path of a Unix socket (`sun_path` of `include/uapi/linux/un.h`, less the zero at the end).
 const MAX_SOCKET_PATH_BYTES: usize = 107;
@@ -403,6 +411,7 @@ impl Reader<'_> {
             return events;
         };
         self.only_keys(table, &EVENTS_KEYS, "events");
+        events.history = self.history(table);
         let max_mib = self.whole_number(table, "jsonl_max_mib", JSONL_MIB);
         let max_age = self.span(table, "jsonl_max_age");
         let keep = self.whole_number(table, "jsonl_keep", JSONL_KEEP);
@@ -422,6 +431,35 @@ impl Reader<'_> {
             }
         }
         events
+    }
+
+    fn history(&mut self, table: &DeTable<'_>) -> KeptHistory {
+        let mut history = KeptHistory::default();
+        if let Some(mib) = self.whole_number(table, "history_max_mib", HISTORY_MIB) {
+            history.max_bytes = u64::from(mib) << 20;
+        }
+        if let Some(keep) = self.span(table, "keep") {
+            history.keep = keep;
+            if keep < LEAST_KEPT
+                && let Some(value) = table.get("keep")
+            {
+                self.wrong_value("keep", value, "Write at least 1h: whole hours are removed.");
+            }
+        }
+        let Some(value) = table.get("history") else { return history };
+        match value.get_ref() {
+            DeValue::Boolean(true) => {}
+            DeValue::Boolean(false) => history.file = HistoryFile::Off,
+            // What else is found there is set aside: a name that was mistyped must not be that of another's file.
+            DeValue::String(text) if text.ends_with(".db") && full_path(text).is_some() => {
+                history.file = HistoryFile::At(PathBuf::from(text.as_ref()));
+            }
+            _ => {
+                let fix = "Write the full path of a file that ends in .db, or false for none.";
+                self.wrong_value("history", value, fix);
+            }
+        }
+        history
     }
 
     fn whole_number(

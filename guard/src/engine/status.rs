@@ -148,6 +148,7 @@ pub fn status(core: &Core) -> Result<Status, Failure> {
         sources: sources(&views),
         counters: counters.as_ref().map_or_else(|| Ok(Vec::new()), Counters::totals)?,
         events: counters.as_ref().map_or_else(|| Ok(EventTotals::default()), Counters::events)?,
+        attempt_history: None,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         trial: core.state.trial.as_ref().map(Trial::view),
         rolled_back: core.state.rolled_back,

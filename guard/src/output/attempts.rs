@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::text::{View, count, escaped};
-use crate::events::Attempt;
+use crate::{events::Attempt, store::HourLine};
 
 /// `01:02:03 drop no-rule 203.0.113.9:51234 → 198.51.100.4:11434 tcp SYN on eth0 (xdp), 3 packets`
 #[must_use]
@@ -47,10 +47,53 @@ pub fn lagged(attempts: u64) -> String {
     )
 }
 
+/// `01:02:03 to 01:59:00 drop no-rule 203.0.113.9 → port 11434 tcp, 3 packets in 2 attempts (history)`
+#[must_use]
+pub fn hour(hour: &HourLine, view: &View) -> String {
+    let verdict = escaped(&hour.verdict);
+    let verdict = if verdict == "drop" { view.bad(&verdict) } else { view.notable(&verdict) };
+    let source = hour.source.as_deref().unwrap_or("other sources");
+    let port = hour.port.map_or_else(String::new, |port| format!(" → port {port}"));
+    format!(
+        "{} to {} {verdict} {} {}{port} {}, {} in {} (history)\n",
+        view.time(hour.first_seen),
+        view.time(hour.last_seen),
+        escaped(&hour.reason),
+        escaped(source),
+        escaped(&hour.protocol),
+        count(hour.totals.packets, "packet"),
+        count(hour.totals.attempts, "attempt"),
+    )
+}
+
+/// Told to whoever asks for more of the history than is shown at once.
+#[must_use]
+pub fn left_out(lines: u64) -> String {
+    format!(
+        "{} of the history, older than what follows, not shown: ask for a shorter time or fewer sources, or see guard sources\n",
+        count(lines, "line")
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::{super::text::tests::view, *};
-    use crate::events::tests::example;
+    use crate::{events::tests::example, store::tests::example_hour};
+
+    #[test]
+    fn an_hour_is_one_line_and_says_so() {
+        assert_eq!(
+            hour(&example_hour(), &view()),
+            "01:02:03 to 01:59:00 drop no-rule 203.0.113.9 → port 11434 tcp, 30 packets in 4 attempts (history)\n"
+        );
+        let others =
+            HourLine { source: None, port: None, reason: "a\n\u{1b}[2J".into(), ..example_hour() };
+        assert_eq!(
+            hour(&others, &view()),
+            "01:02:03 to 01:59:00 drop a\\u{a}\\u{1b}[2J other sources tcp, 30 packets in 4 attempts (history)\n"
+        );
+        assert!(left_out(1_200).starts_with("1,200 lines of the history, older"));
+    }
 
     #[test]
     fn an_attempt_is_one_line() {

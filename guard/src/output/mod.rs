@@ -8,6 +8,7 @@ mod explanation;
 mod history;
 mod progress;
 mod rules;
+mod sources;
 mod status;
 pub mod text;
 
@@ -20,12 +21,13 @@ use std::{
 use jiff::{Timestamp, tz::TimeZone};
 use serde::Serialize;
 
-pub use attempts::{attempt, lagged};
+pub use attempts::{attempt, hour, lagged, left_out};
 pub use changes::{added, checked, confirmed, down, mode, notes, reloaded, removed, rolled_back};
 pub use explanation::explanation;
 pub use history::change;
 pub use progress::with_progress;
 pub use rules::{ends, idle, rules, scope, who};
+pub use sources::sources;
 pub use status::{backstop, interfaces, native, status};
 pub use text::View;
 

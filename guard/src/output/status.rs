@@ -49,6 +49,7 @@ pub fn status(status: &Status, view: &View) -> String {
     page.line(daemon(status));
     totals(&status.counters, &mut page);
     unreported(status, view, &mut page);
+    history(status, view, &mut page);
     page.line(next(status));
     page.into_text()
 }
@@ -303,6 +304,18 @@ fn unreported(status: &Status, view: &View, page: &mut Page) {
     }
 }
 
+/// Only where somebody should look.
+fn history(status: &Status, view: &View, page: &mut Page) {
+    let Some(history) = &status.attempt_history else { return };
+    if let Some(said) = &history.set_aside {
+        page.line(format!("{} {}", view.notable("note:"), escaped(said)));
+    }
+    if history.folded_into_others > 0 {
+        let attempts = count(history.folded_into_others, "attempt");
+        page.line(format!("history: {attempts} came too fast to be kept by their sources"));
+    }
+}
+
 fn next(status: &Status) -> String {
     let command = match (status.enforcement, status.daemon) {
         (Enforcement::None, _) => "guard run",
@@ -367,6 +380,7 @@ pub(crate) mod tests {
                 counter("cgroup", "drop", "undecidable", 1, 60),
             ],
             events: EventTotals::default(),
+            attempt_history: None,
             version: "0.1.0".into(),
             trial: None,
             rolled_back: false,
