@@ -90,6 +90,7 @@ impl Control for Fake {
             version: "1".into(),
             trial: None,
             rolled_back: false,
+            enrich_problems: Vec::new(),
         })
     }
 
@@ -490,7 +491,7 @@ fn attempt(packets: u64) -> Attempt {
 fn packets(line: &Line) -> u64 {
     match line {
         Line::Attempt(attempt) => attempt.packets,
-        Line::Lagged { .. } => panic!("lagged"),
+        other => panic!("{other:?}"),
     }
 }
 

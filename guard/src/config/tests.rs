@@ -184,6 +184,18 @@ fn mmdb_files_are_named_by_their_full_paths() {
 }
 
 #[test]
+fn lists_of_labels_are_named_by_paths_or_patterns() {
+    let labels = |text: &str| parsed(text).enrich.labels;
+    let own = ["/etc/guard/labels/*.txt", "/etc/guard/labels/*.json"].map(PathBuf::from);
+    assert_eq!(labels(""), own);
+    assert_eq!(labels("[enrich]\nmmdb = []"), own);
+    assert!(labels("[enrich]\nlabels = []").is_empty());
+    assert_eq!(labels("[enrich]\nlabels = \"/a/*/list.json\""), [PathBuf::from("/a/*/list.json")]);
+    assert_error("[enrich]\nlabels = [\"a.txt\"]", "2:11", "labels can't be", "full path");
+    assert_error("[enrich]\nlabels = \"/a/[\"", "2:10", "labels can't be", "full path");
+}
+
+#[test]
 fn a_file_of_attempts_is_rotated_unless_others_do_it() {
     let jsonl = |text: &str| parsed(text).events.jsonl;
     assert_eq!(jsonl(""), None);
