@@ -6,7 +6,8 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BinaryHeap, HashMap},
+    collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap},
+    fmt::Write,
     path::Path,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
@@ -146,7 +147,7 @@ impl History {
         let groups = self.sums("port * 65536 + kind", filter)?;
         let mut ports: BTreeMap<Option<String>, Totals> = BTreeMap::new();
         for (number, totals) in groups {
-            let port = self.port((number >> 16) as u16, number & 0xffff);
+            let port = self.port(u16::try_from(number >> 16).unwrap_or_default(), number & 0xffff);
             *ports.entry(port).or_default() += totals;
         }
         Ok(most_first(ports, |totals| totals.packets))
@@ -195,7 +196,7 @@ impl History {
     /// When the history can't be read, or that takes too long.
     pub fn sources(&self, filter: &Filter, most: usize) -> Result<Sources, Failure> {
         let mut answer = Sources::default();
-        let mut top: BinaryHeap<Reverse<(u64, Reverse<i64>, [u64; 2])>> = BinaryHeap::new();
+        let mut top = BinaryHeap::new();
         let others = self.each_source(filter, |source, totals| {
             answer.matching += 1;
             answer.total += totals;
@@ -333,7 +334,7 @@ impl History {
     ) -> Result<Vec<(K, Group)>, Failure> {
         let mut by_id: HashMap<i64, Group> = HashMap::new();
         self.each_source(filter, |source, totals| {
-            by_id.entry(source.facts).or_default().add(totals)
+            by_id.entry(source.facts).or_default().add(totals);
         })?;
         let all: HashMap<i64, SourceFacts> = self.all_facts()?.into_iter().collect();
         let mut groups: BTreeMap<K, Group> = BTreeMap::new();
@@ -355,7 +356,7 @@ impl History {
     ) -> Result<Totals, Failure> {
         // Nothing that panics with it leaves anything half done.
         let _turn = SUMMING.lock().unwrap_or_else(PoisonError::into_inner);
-        let (rows, row_values) = self.condition_of_rows(filter)?;
+        let (rows, row_values) = self.condition_of_rows(filter);
         let (sources, source_values) = self.condition_of_sources(filter)?;
         let mut others = Totals::default();
         let mut first = 0;
@@ -411,9 +412,9 @@ impl History {
         filter: &Filter,
         ids: impl Iterator<Item = i64>,
     ) -> Result<HashMap<i64, Vec<String>>, Failure> {
-        let (rows, mut values) = self.condition_of_rows(filter)?;
+        let (rows, mut values) = self.condition_of_rows(filter);
         values.insert(0, json_list(ids));
-        let mut found: HashMap<i64, BTreeMap<(u16, i64), ()>> = HashMap::new();
+        let mut found: HashMap<i64, BTreeSet<(u16, i64)>> = HashMap::new();
         // Each hour has its sources in order: so they are looked up in each, and the others not read.
         let text = format!(
             "WITH RECURSIVE hours (hour) AS (SELECT min(hour) FROM row UNION ALL \
@@ -422,12 +423,12 @@ impl History {
              WHERE source IN (SELECT value FROM json_each(?)) AND {rows}"
         );
         self.each_row(&text, &values, |row| {
-            found.entry(row.get(0)?).or_default().insert((row.get(1)?, row.get(2)?), ());
+            found.entry(row.get(0)?).or_default().insert((row.get(1)?, row.get(2)?));
             Ok(())
         })?;
-        let shown = |(id, ports): (i64, BTreeMap<(u16, i64), ()>)| {
+        let shown = |(id, ports): (i64, BTreeSet<(u16, i64)>)| {
             let mut shown: Vec<String> =
-                ports.into_keys().filter_map(|(port, kind)| self.port(port, kind)).collect();
+                ports.into_iter().filter_map(|(port, kind)| self.port(port, kind)).collect();
             shown.dedup();
             (id, shown)
         };
@@ -474,7 +475,7 @@ impl History {
 
     /// What a row has to be, in SQL, and the values in it.
     fn condition(&self, filter: &Filter) -> Result<(String, Vec<Box<dyn ToSql>>), Failure> {
-        let (rows, mut values) = self.condition_of_rows(filter)?;
+        let (rows, mut values) = self.condition_of_rows(filter);
         if !filter.is_of_sources() {
             return Ok((rows, values));
         }
@@ -483,7 +484,7 @@ impl History {
         Ok((format!("{rows} AND {sources}"), values))
     }
 
-    fn condition_of_rows(&self, filter: &Filter) -> Result<(String, Vec<Box<dyn ToSql>>), Failure> {
+    fn condition_of_rows(&self, filter: &Filter) -> (String, Vec<Box<dyn ToSql>>) {
         let mut parts = vec!["1".to_owned()];
         let mut values: Vec<Box<dyn ToSql>> = Vec::new();
         if let Some(since) = filter.since {
@@ -500,7 +501,7 @@ impl History {
             parts.push(format!("row.port = ? AND row.kind IN ({})", kinds.join(", ")));
             values.push(Box::new(port.number));
         }
-        Ok((parts.join(" AND "), values))
+        (parts.join(" AND "), values)
     }
 
     /// The others are wanted where no certain sources are.
@@ -568,7 +569,7 @@ impl Filter {
     }
 }
 
-/// Where SQLite finds the file (sqlite.org/uri.html). One that is `alone` does not change while it is read.
+/// Where `SQLite` finds the file (sqlite.org/uri.html). One that is `alone` does not change while it is read.
 fn uri(path: &Path, is_alone: bool) -> String {
     let mut uri = "file:".to_owned();
     for byte in path.as_os_str().as_encoded_bytes() {
@@ -576,7 +577,8 @@ fn uri(path: &Path, is_alone: bool) -> String {
             b'/' | b'-' | b'_' | b'.' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => {
                 uri.push(char::from(*byte));
             }
-            _ => uri.push_str(&format!("%{byte:02X}")),
+            // Writing to memory does not fail.
+            _ => drop(write!(uri, "%{byte:02X}")),
         }
     }
     if is_alone {

@@ -60,7 +60,9 @@ fn attempt(source: &str, second: i64, packets: u64) -> Attempt {
 
 fn fold(attempts: &[Attempt]) -> Fold {
     let mut fold = Fold::default();
-    attempts.iter().for_each(|attempt| fold.add(attempt));
+    for attempt in attempts {
+        fold.add(attempt);
+    }
     fold
 }
 
@@ -277,7 +279,9 @@ fn what_finds_no_room_is_counted_with_the_others() {
     let attempts: Vec<Attempt> = (0..MOST_ROWS as u32 + 100)
         .map(|number| attempt(&Ipv4Addr::from_bits(number).to_string(), 0, 2))
         .collect();
-    attempts.iter().for_each(|attempt| fold.add(attempt));
+    for attempt in &attempts {
+        fold.add(attempt);
+    }
     assert_eq!(fold.rows.len(), MOST_ROWS + 1);
     assert_eq!((fold.of_others, fold.left_out), (100, 0));
     assert_eq!(fold.attempts(), attempts.len() as u64);
@@ -439,8 +443,8 @@ fn what_is_no_history_of_this_version_is_set_aside_and_a_new_one_begun() {
         fs::write(path, [&bytes[..4_096], &zeros].concat()).unwrap();
     };
     let no_database = |path: &Path| fs::write(path, [7; 9_000]).unwrap();
-    let cases: [(&dyn Fn(&Path), &str); 4] = [
-        (&newer, "version 99"),
+    let cases = [
+        (&newer as &dyn Fn(&Path), "version 99"),
         (&foreign, "another program"),
         (&torn, "damaged"),
         (&no_database, "damaged"),
@@ -534,7 +538,9 @@ proptest! {
                 break;
             }
             let (now, later) = rest.split_at((*many).min(rest.len()));
-            now.iter().for_each(|attempt| pending.add(attempt));
+            for attempt in now {
+                pending.add(attempt);
+            }
             let taken = pending.take();
             if fails && many % 3 == 0 {
                 pending.put_back(taken);
