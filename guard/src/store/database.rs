@@ -44,8 +44,8 @@ const MOST_LABELS: usize = 16;
 /// How much of the oldest is removed at once where the file is too large: one part in so many.
 const PRUNED_PART: i64 = 20;
 
-/// Rounds of that in a row.
-const PRUNING_ROUNDS: usize = 20;
+/// Rounds of that in a row. Two remove one part.
+const PRUNING_ROUNDS: usize = 200;
 
 /// How long is waited where another process holds the file.
 const BUSY: Duration = Duration::from_secs(2);
@@ -355,10 +355,15 @@ pub fn check(connection: &Connection) -> Result<(), DatabaseError> {
     // Reading a row of each finds out whether they are there.
     for table in ["facts", "source", "kind", "row"] {
         let text = format!("SELECT 1 FROM {table} LIMIT 1");
-        connection
-            .query_row(&text, [], |_| Ok(()))
-            .optional()
-            .map_err(|error| DatabaseError::Unfit(format!("its tables can't be read: {error}")))?;
+        connection.query_row(&text, [], |_| Ok(())).optional().map_err(|error| {
+            match error.sqlite_error_code() {
+                // "no such table" is of no more certain kind. A disk that can't be read for a while says nothing of the file.
+                Some(ErrorCode::Unknown) => {
+                    DatabaseError::Unfit(format!("it lacks a table: {error}"))
+                }
+                _ => error.into(),
+            }
+        })?;
     }
     Ok(())
 }

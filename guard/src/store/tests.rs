@@ -165,7 +165,7 @@ fn filters_admit_the_same_of_what_was_and_what_comes() {
         (SourcesQuery { port: text("53"), ..query() }, 0),
         (SourcesQuery { port: text("udp/53"), ..query() }, 1),
         (SourcesQuery { since: Some(9 * 3_600), ..query() }, 19),
-        (SourcesQuery { since: Some(8 * 3_600 - 1), ..query() }, 11),
+        (SourcesQuery { since: Some(8 * 3_600 - 2), ..query() }, 2),
         (SourcesQuery { since: Some(1), ..query() }, 0),
         (SourcesQuery { source: text("203.0.113.0/24"), port: text("udp/53"), ..query() }, 1),
     ] {
@@ -437,6 +437,10 @@ fn what_is_no_history_of_this_version_is_set_aside_and_a_new_one_begun() {
         let connection = rusqlite::Connection::open(path).unwrap();
         connection.execute_batch("CREATE TABLE t (x)").unwrap();
     };
+    let without_tables = |path: &Path| {
+        let connection = rusqlite::Connection::open(path).unwrap();
+        connection.execute_batch("DROP TABLE row").unwrap();
+    };
     let torn = |path: &Path| {
         let bytes = fs::read(path).unwrap();
         let zeros = vec![0; bytes.len() - 4_096];
@@ -446,6 +450,7 @@ fn what_is_no_history_of_this_version_is_set_aside_and_a_new_one_begun() {
     let cases = [
         (&newer as &dyn Fn(&Path), "version 99"),
         (&foreign, "another program"),
+        (&without_tables, "no such table"),
         (&torn, "damaged"),
         (&no_database, "damaged"),
     ];
