@@ -605,13 +605,15 @@ impl Follower {
         Self { child, lines }
     }
 
-    /// The attempts so far. A line that is none fails the test, also one that says that some are lost.
+    /// The attempts so far, but those that an earlier daemon has left in the history. A line that is none fails the test, also one
+    /// that says that some are lost.
     #[must_use]
     #[track_caller]
     pub fn attempts(&self) -> Vec<Attempt> {
-        let attempts = self.lines().into_iter().map(|line| match line {
-            Line::Attempt(attempt) => Arc::unwrap_or_clone(attempt),
+        let attempts = self.lines().into_iter().filter_map(|line| match line {
+            Line::Attempt(attempt) => Some(Arc::unwrap_or_clone(attempt)),
             Line::Lagged { lagged } => panic!("{lagged} attempts were lost to who follows them"),
+            Line::Hour(_) | Line::LeftOut { .. } => None,
         });
         attempts.collect()
     }
@@ -623,6 +625,7 @@ impl Follower {
         self.lines().iter().fold((0, 0), |(reported, lost), line| match line {
             Line::Attempt(attempt) => (reported + attempt.packets, lost),
             Line::Lagged { lagged } => (reported, lost + lagged),
+            Line::Hour(_) | Line::LeftOut { .. } => (reported, lost),
         })
     }
 
