@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     history::{History, Requester},
     progress::Loading,
+    rates::RatesView,
     rule::{Action, Origin, RuleId},
 };
 
@@ -473,6 +474,12 @@ pub trait Control {
     /// # Errors
     /// When the daemon does not answer.
     fn loading(&self) -> Result<Option<Loading>, Failure>;
+
+    /// How fast packets came in the last hour.
+    ///
+    /// # Errors
+    /// When no daemon runs, since only a daemon counts that, or the counters can't be read.
+    fn rates(&self) -> Result<RatesView, Failure>;
 
     /// The changes of the last so many seconds, or all that are kept.
     ///

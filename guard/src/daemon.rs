@@ -63,6 +63,9 @@ const LOOK_AT_RESOLVERS: Duration = Duration::from_secs(5);
 /// There is never less time between two rounds of asking for names.
 const BETWEEN_ROUNDS: Duration = Duration::from_millis(200);
 
+/// How often the counters are read for rates. Who asks for these has them read, too, so that what is watched is exact.
+const TAKE_RATES: Duration = Duration::from_secs(5);
+
 /// How long attempts gather once some have been read. The kernel wakes a reader that has read all there is
 /// (`bpf_ringbuf_commit` in `kernel/bpf/ringbuf.c`): in a flood that would be with each of them.
 const GATHER: Duration = Duration::from_millis(20);
@@ -150,6 +153,7 @@ async fn serve(
     tasks.spawn(follow_network(engine.clone()));
     tasks.spawn(cut_at_ends(engine.clone()));
     tasks.spawn(end_trials(engine.clone()));
+    tasks.spawn(take_rates(engine.clone()));
     let binds = match binds {
         // SAFETY: they own their ring's descriptor, which is the same and open as long as they live.
         Some(binds) => unsafe { AsyncFd::register_with_interest(binds, Interest::READABLE) }
@@ -312,6 +316,20 @@ async fn end_trials(engine: Arc<Engine>) {
                 return;
             },
         }
+    }
+}
+
+/// Reads the counters, for the rates of the last hour.
+async fn take_rates(engine: Arc<Engine>) {
+    let mut has_failed = false;
+    loop {
+        // Without another thread: it takes less than waking one.
+        let failed = engine.take_rates().err();
+        if let Some(error) = failed.as_ref().filter(|_| !has_failed) {
+            log::warn!("rates are not counted: {error}");
+        }
+        has_failed = failed.is_some();
+        sleep(TAKE_RATES).await;
     }
 }
 

@@ -34,16 +34,20 @@ use crate::{
         RuleView, SetMode, Status,
     },
     engine::{facts::Facts, status::Missing},
+    events::BootClock,
     history::{self, Asked, History, Kind, Requester},
     host::bpffs,
     kernel::{
         KernelError,
         binds::Binds,
+        counters::Counters,
         keep::{Kept, Lapse},
         pins::Pins,
+        probe,
     },
     output, policy,
     progress::{Loading, Progress},
+    rates::{Rates, RatesView},
     sinks::JsonLines,
     startup::Startup,
     state::{RunFlags, State},
@@ -118,6 +122,13 @@ pub struct Engine {
     kept: Mutex<Option<Kept>>,
     /// The core's, to be had while that is being changed.
     progress: Progress,
+    /// What came in the last hour, and what that is read from, where this is the daemon's engine.
+    meter: Mutex<Option<Meter>>,
+}
+
+struct Meter {
+    counters: Counters,
+    rates: Rates,
 }
 
 impl Engine {
@@ -133,6 +144,7 @@ impl Engine {
             core: RwLock::new(core),
             oracle: Mutex::default(),
             kept: Mutex::default(),
+            meter: Mutex::default(),
         })
     }
 
@@ -152,6 +164,8 @@ impl Engine {
         let facts = Facts::gather(&core.settings.config)?;
         following.missing = core.missing(&facts)?;
         self.kept = Mutex::new(Some(Kept::now(&core.pins, &facts.seen)?));
+        let counters = Counters::open(&core.pins)?;
+        self.meter = Mutex::new(Some(Meter { counters, rates: Rates::default() }));
         Ok(startup)
     }
 
@@ -193,6 +207,18 @@ impl Engine {
     pub fn wait_until_idle(&self) {
         let _change = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
         drop(self.core());
+    }
+
+    /// Reads the counters for [`Control::rates`]: a fraction of a millisecond, and waits for no change under way.
+    ///
+    /// # Errors
+    /// When they can't be read.
+    pub fn take_rates(&self) -> Result<(), KernelError> {
+        self.meter().as_mut().map_or(Ok(()), Meter::take)
+    }
+
+    fn meter(&self) -> MutexGuard<'_, Option<Meter>> {
+        self.meter.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts the policies that this engine has put in force.
@@ -481,6 +507,15 @@ impl Engine {
     }
 }
 
+impl Meter {
+    fn take(&mut self) -> Result<(), KernelError> {
+        if self.rates.is_due(probe::boot_ns()) {
+            self.rates.take(self.counters.reading()?);
+        }
+        Ok(())
+    }
+}
+
 /// What has become of something that somebody took off; nothing where its interface has gone. `missing` is what is since then.
 fn told(lapse: Lapse, facts: &Facts, missing: &[&Missing]) -> Option<String> {
     let (what, layer) = match lapse {
@@ -647,6 +682,18 @@ impl Control for Engine {
 
     fn loading(&self) -> Result<Option<Loading>, Failure> {
         Ok(self.progress.now())
+    }
+
+    fn rates(&self) -> Result<RatesView, Failure> {
+        let mut meter = self.meter();
+        let meter = meter.as_mut().ok_or_else(|| {
+            Failure::failed(
+                "no daemon is running, and only a daemon counts how fast packets come",
+                "start it with guard run; guard status has the totals",
+            )
+        })?;
+        meter.take()?;
+        Ok(meter.rates.view(&BootClock::sample()))
     }
 
     fn history(&self, since_seconds: Option<u64>) -> Result<History, Failure> {

@@ -28,6 +28,7 @@ pub mod output;
 pub mod policy;
 pub mod privileges;
 pub mod progress;
+pub mod rates;
 pub mod rule;
 mod sinks;
 pub mod startup;

@@ -23,6 +23,7 @@ use crate::{
     events::Line,
     history::{History, Requester},
     progress::Loading,
+    rates::RatesView,
 };
 
 /// How long an answer is waited for.
@@ -173,6 +174,10 @@ impl Control for Client {
 
     fn loading(&self) -> Result<Option<Loading>, Failure> {
         self.ask(Method::GET, "/v1/loading", Bytes::new())
+    }
+
+    fn rates(&self) -> Result<RatesView, Failure> {
+        self.ask(Method::GET, "/v1/rates", Bytes::new())
     }
 
     fn history(&self, since_seconds: Option<u64>) -> Result<History, Failure> {

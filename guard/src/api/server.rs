@@ -333,6 +333,7 @@ fn router(shared: Shared) -> Router {
         .route("/v1/rollback", post(rollback))
         .route("/v1/history", get(history))
         .route("/v1/loading", get(loading))
+        .route("/v1/rates", get(rates))
         .route("/v1/events", get(events))
         .route("/metrics", get(metrics))
         .fallback(unknown_path)
@@ -474,6 +475,10 @@ async fn loading(State(shared): State<Shared>) -> Result<Response, Problem> {
     ask(&shared, |control| control.loading()).await
 }
 
+async fn rates(State(shared): State<Shared>) -> Result<Response, Problem> {
+    ask(&shared, |control| control.rates()).await
+}
+
 async fn down(
     State(shared): State<Shared>,
     Extension(peer): Extension<Arc<Peer>>,
@@ -603,7 +608,7 @@ async fn unknown_path(request: Request) -> Problem {
         status: StatusCode::NOT_FOUND,
         failure: Failure::bad_request(
             format!("the control API has no {:?}", request.uri().path()),
-            "Its paths are /v1/status, /v1/rules, /v1/mode, /v1/explain, /v1/reload, /v1/confirm, /v1/rollback, /v1/down, /v1/history and /v1/events.",
+            "Its paths are /v1/status, /v1/rules, /v1/mode, /v1/explain, /v1/reload, /v1/confirm, /v1/rollback, /v1/down, /v1/history, /v1/rates and /v1/events.",
         ),
     }
 }
@@ -613,7 +618,7 @@ async fn wrong_method(request: Request) -> Problem {
         status: StatusCode::METHOD_NOT_ALLOWED,
         failure: Failure::bad_request(
             format!("{} is not for {}", request.method(), request.uri().path()),
-            "GET reads status, rules, history and events; POST adds rules or asks for a change; DELETE removes rules.",
+            "GET reads status, rules, history, rates and events; POST adds rules or asks for a change; DELETE removes rules.",
         ),
     }
 }
@@ -734,6 +739,7 @@ mod tests {
             (Method::GET, "/v1/rules"),
             (Method::GET, "/v1/events"),
             (Method::GET, "/v1/history"),
+            (Method::GET, "/v1/rates"),
             (Method::POST, "/v1/explain"),
         ];
         let changes = [

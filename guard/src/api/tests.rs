@@ -21,9 +21,10 @@ use crate::{
         AddRules, BackstopStatus, Change, Control, Enforcement, EventTotals, Explain, Explanation,
         Failure, FailureKind, Mode, Reload, RemoveRules, RuleView, SetMode, Status,
     },
-    events::{Attempt, Hub, Line},
+    events::{Attempt, BootClock, Hub, Line},
     history::{History, Requester, Via},
     progress::{Loading, Step},
+    rates::{Rates, RatesView, SECONDS},
     rule::{Action, Origin, RuleId},
 };
 
@@ -143,6 +144,11 @@ impl Control for Fake {
     fn rollback(&self, _: &Requester) -> Result<Change, Failure> {
         self.note("rollback");
         Ok(change(Vec::new()))
+    }
+
+    fn rates(&self) -> Result<RatesView, Failure> {
+        self.note("rates");
+        Ok(Rates::default().view(&BootClock::sample()))
     }
 
     fn loading(&self) -> Result<Option<Loading>, Failure> {
@@ -291,6 +297,7 @@ fn every_request_reaches_the_control_plane_and_its_answer_comes_back() {
     assert_eq!(history.damaged_lines, 1);
     let loading = Loading { step: Step::Compiling, done: 0, total: 1_000_000 };
     assert_eq!(client.loading().unwrap(), Some(loading));
+    assert_eq!(client.rates().unwrap().attempts.seconds, [0; SECONDS]);
     assert_eq!(served.send("POST", "/v1/reload", "").0, 200);
     assert_eq!(
         served.asked(),
@@ -307,6 +314,7 @@ fn every_request_reaches_the_control_plane_and_its_answer_comes_back() {
             "rollback".to_owned(),
             "history Some(3600)".to_owned(),
             "loading".to_owned(),
+            "rates".to_owned(),
             "reload None".to_owned(),
         ]
     );

@@ -5,14 +5,17 @@ use std::{
     time::Duration,
 };
 
-use aya::maps::{HashMap, Map, MapData, PerCpuArray};
+use aya::maps::{HashMap, Map, MapData, PerCpuArray, PerCpuValues};
 use guard_common::{
     abi::{Counter, EventCounter, MAX_TALLIES, Sampler, Tally, TallyKey, counter_index, map},
     verdict::{Hook, Reason, Verdict},
 };
 
 use super::{KernelError, pins::Pins, probe, sys, tables::open};
-use crate::control::{CounterView, EventTotals};
+use crate::{
+    control::{CounterView, EventTotals},
+    rates::{Judged, Reading},
+};
 
 /// How long after its last attempt a source is one of those in [`EventTotals::sources`].
 const RECENT: Duration = Duration::from_mins(5);
@@ -58,10 +61,7 @@ impl Counters {
         for hook in Hook::ALL {
             for verdict in Verdict::ALL {
                 for reason in Reason::ALL {
-                    let per_cpu =
-                        self.packets.get(&counter_index(hook, verdict, reason), 0).map_err(
-                            |source| KernelError::Map { name: map::COUNTERS, what: "read", source },
-                        )?;
+                    let per_cpu = self.counted(hook, verdict, reason)?;
                     let packets = per_cpu.iter().map(|counter| counter.packets).sum();
                     if packets > 0 {
                         totals.push(CounterView {
@@ -78,17 +78,49 @@ impl Counters {
         Ok(totals)
     }
 
+    /// What rates are made of: a fraction of a millisecond.
+    ///
+    /// # Errors
+    /// When a map can't be read.
+    pub fn reading(&self) -> Result<Reading, KernelError> {
+        let at_ns = probe::boot_ns();
+        let mut judged = Vec::new();
+        for hook in Hook::ALL {
+            for verdict in Verdict::ALL {
+                let mut packets = 0;
+                for reason in Reason::ALL {
+                    let per_cpu = self.counted(hook, verdict, reason)?;
+                    packets += per_cpu.iter().map(|counter| counter.packets).sum::<u64>();
+                }
+                judged.push(Judged { hook, verdict, packets });
+            }
+        }
+        Ok(Reading { at_ns, judged, repeated: self.event_total(EventCounter::Repeated)? })
+    }
+
+    fn counted(
+        &self,
+        hook: Hook,
+        verdict: Verdict,
+        reason: Reason,
+    ) -> Result<PerCpuValues<Counter>, KernelError> {
+        self.packets
+            .get(&counter_index(hook, verdict, reason), 0)
+            .map_err(|source| KernelError::Map { name: map::COUNTERS, what: "read", source })
+    }
+
+    fn event_total(&self, counter: EventCounter) -> Result<u64, KernelError> {
+        let per_cpu = self.events.get(&(counter as u32), 0).map_err(|source| {
+            KernelError::Map { name: map::EVENT_COUNTERS, what: "read", source }
+        })?;
+        let sum = per_cpu.iter().fold(0_u64, |sum, part| sum.wrapping_add(*part));
+        // Two CPUs may report the same packets at once, which the next event makes good: below zero until then.
+        Ok(sum.cast_signed().max(0).cast_unsigned())
+    }
+
     /// # Errors
     /// When the map can't be read.
     pub fn events(&self) -> Result<EventTotals, KernelError> {
-        let total = |counter: EventCounter| {
-            let per_cpu = self.events.get(&(counter as u32), 0).map_err(|source| {
-                KernelError::Map { name: map::EVENT_COUNTERS, what: "read", source }
-            })?;
-            let sum = per_cpu.iter().fold(0_u64, |sum, part| sum.wrapping_add(*part));
-            // Two CPUs may report the same packets at once, which the next event makes good: below zero until then.
-            Ok::<u64, KernelError>(sum.cast_signed().max(0).cast_unsigned())
-        };
         let mut passed_over = 0;
         for hook in Hook::ALL {
             let samplers = self
@@ -98,10 +130,10 @@ impl Counters {
             passed_over += samplers.iter().map(|sampler| sampler.packets).sum::<u64>();
         }
         Ok(EventTotals {
-            unreported: total(EventCounter::Unreported)?,
-            repeated: total(EventCounter::Repeated)?,
+            unreported: self.event_total(EventCounter::Unreported)?,
+            repeated: self.event_total(EventCounter::Repeated)?,
             passed_over,
-            ring_full: total(EventCounter::RingFull)?,
+            ring_full: self.event_total(EventCounter::RingFull)?,
             sinks: Vec::new(),
             sources: self.sources()?,
         })
