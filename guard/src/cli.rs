@@ -136,6 +136,15 @@ Examples:
         since: Option<String>,
     },
 
+    /// Watch live: rates, sources, hooks and rules, on the whole terminal
+    ///
+    /// Needs a daemon. Keys: `?` lists them; `a` and `d` allow and deny the selected source, after a confirmation; `q` quits.
+    #[command(after_long_help = "\
+Examples:
+  guard top
+  NO_COLOR=1 guard top                     without colours")]
+    Top,
+
     /// Tell what would happen to a packet, and which rule says so
     ///
     /// Asks the loaded programs themselves, for each place where such a packet can arrive. Leaves no count or event behind.
@@ -326,6 +335,7 @@ mod tests {
                 "observe",
                 "enforce",
                 "events",
+                "top",
                 "explain",
                 "check",
                 "reload",
@@ -350,6 +360,7 @@ mod tests {
             "guard observe",
             "guard observe --for 10m",
             "guard events --follow --since 1h",
+            "guard top",
             "guard deny 192.0.2.7 --confirm 60s",
             "guard reload --confirm 60s",
             "guard confirm",

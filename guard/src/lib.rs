@@ -34,4 +34,5 @@ mod sinks;
 pub mod startup;
 pub mod state;
 mod systemd;
+pub mod top;
 pub mod trial;

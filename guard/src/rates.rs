@@ -81,6 +81,7 @@ pub struct Series {
 impl Series {
     /// Packets a second, over the last so many.
     #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "a rate is shown with a few digits")]
     pub fn rate(&self, seconds: usize) -> f64 {
         let last = self.seconds.iter().rev().take(seconds);
         let packets: u64 = last.sum();
@@ -136,14 +137,13 @@ impl Rates {
             if new == 0 {
                 continue;
             }
-            match self.hooks.iter_mut().find(|one| (one.0, one.1) == (hook, verdict)) {
-                Some((_, _, counted)) => counted.add(span, new),
-                None => {
-                    let mut counted = Counted::default();
-                    counted.add(span, new);
-                    self.hooks.push((hook, verdict, counted));
-                    self.hooks.sort_by_key(|(hook, verdict, _)| (*hook, *verdict));
-                }
+            let at = self.hooks.iter().position(|one| (one.0, one.1) == (hook, verdict));
+            let at = at.unwrap_or_else(|| {
+                self.hooks.push((hook, verdict, Counted::default()));
+                self.hooks.len() - 1
+            });
+            if let Some((_, _, counted)) = self.hooks.get_mut(at) {
+                counted.add(span, new);
             }
         }
     }

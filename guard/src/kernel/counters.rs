@@ -110,8 +110,10 @@ impl Counters {
     }
 
     fn event_total(&self, counter: EventCounter) -> Result<u64, KernelError> {
-        let per_cpu = self.events.get(&(counter as u32), 0).map_err(|source| {
-            KernelError::Map { name: map::EVENT_COUNTERS, what: "read", source }
+        let per_cpu = self.events.get(&(counter as u32), 0).map_err(|source| KernelError::Map {
+            name: map::EVENT_COUNTERS,
+            what: "read",
+            source,
         })?;
         let sum = per_cpu.iter().fold(0_u64, |sum, part| sum.wrapping_add(*part));
         // Two CPUs may report the same packets at once, which the next event makes good: below zero until then.

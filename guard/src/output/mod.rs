@@ -25,8 +25,8 @@ pub use changes::{added, checked, confirmed, down, mode, notes, reloaded, remove
 pub use explanation::explanation;
 pub use history::change;
 pub use progress::with_progress;
-pub use rules::{ends, idle, rules, scope, who};
-pub use status::{backstop, interfaces, native, status};
+pub use rules::{HEAD as RULES_HEAD, action, ends, idle, row as rule_row, rules, scope, who};
+pub use status::{backstop, headline, interfaces, native, status};
 pub use text::View;
 
 use self::text::{Page, escaped};
@@ -137,7 +137,7 @@ pub fn failure_json(failure: &Failure) -> Result<String, Failure> {
 }
 
 #[cfg(test)]
-pub(crate) use status::tests::example;
+pub(crate) use {rules::tests::example as example_rule, status::tests::example};
 
 #[cfg(test)]
 mod tests {

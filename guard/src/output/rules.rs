@@ -8,14 +8,16 @@ use crate::{
     rule::{Action, Origin},
 };
 
+/// What stands above each column of [`row`].
+pub const HEAD: [&str; 7] = ["ID", "ACTION", "SOURCE", "PORTS", "ENDS", "FROM", "COMMENT"];
+
 /// `guard rules`.
 #[must_use]
 pub fn rules(rules: &[RuleView], view: &View) -> String {
     if rules.is_empty() {
         return "no rules: only this machine is let in\nnext: guard allow SRC\n".to_owned();
     }
-    let head = ["ID", "ACTION", "SOURCE", "PORTS", "ENDS", "FROM", "COMMENT"];
-    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    let mut rows = vec![HEAD.map(str::to_owned).to_vec()];
     rows.extend(rules.iter().map(|rule| row(rule, view)));
     let mut page = Page::default();
     page.block(&columns(&rows));
@@ -63,7 +65,9 @@ pub fn who(rule: &RuleView) -> String {
     format!("{}{}", escaped(&rule.source), via.unwrap_or_default())
 }
 
-fn row(rule: &RuleView, view: &View) -> Vec<String> {
+/// A rule's cells.
+#[must_use]
+pub fn row(rule: &RuleView, view: &View) -> Vec<String> {
     let mut source = who(rule);
     // An interface is one thing, whatever stands for it.
     if rule.prefixes != 1 && !rule.source.starts_with("if:") {
@@ -116,11 +120,15 @@ pub fn ends(rule: &RuleView, view: &View) -> String {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use std::path::PathBuf;
 
     use super::{super::text::tests::view, *};
     use crate::rule::RuleId;
+
+    pub(crate) fn example() -> RuleView {
+        rule("3", Action::Allow, "203.0.113.9")
+    }
 
     pub(crate) fn rule(id: &str, action: Action, source: &str) -> RuleView {
         RuleView {

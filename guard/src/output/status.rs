@@ -70,7 +70,9 @@ fn on_trial(trial: &TrialView, view: &View) -> String {
     )
 }
 
-fn headline(status: &Status, view: &View) -> String {
+/// What it comes to, in one line.
+#[must_use]
+pub fn headline(status: &Status, view: &View) -> String {
     let ports = guarded(status);
     let is = is_or_are(&status.ports);
     match status.enforcement {
