@@ -38,6 +38,7 @@ pub mod pppoe;
 pub mod product;
 pub mod rows;
 pub mod tap;
+pub mod tmux;
 pub mod traffic;
 pub mod wait;
 pub mod wire;

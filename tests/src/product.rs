@@ -471,6 +471,14 @@ impl<'lab> Guard<'lab> {
         command(self.build.get(), &self.lab.server, &[], &self.configuration(), arguments)
     }
 
+    /// The words that run a command, for a shell.
+    #[must_use]
+    pub fn command_line(&self, arguments: &[&str]) -> Vec<String> {
+        let command = self.command(arguments);
+        let words = [command.get_program()].into_iter().chain(command.get_args());
+        words.map(|word| word.to_string_lossy().into_owned()).collect()
+    }
+
     fn daemon_command(&self) -> Command {
         command(self.build.get(), &self.lab.server, &self.scene, &self.configuration(), &["run"])
     }
