@@ -17,9 +17,7 @@ pub const MINUTES: usize = 60;
 
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// How wide the buckets are that minutes are made of: the last of these is the minute before now, wherever the clock stands.
-const PART_NS: u64 = 5 * SECOND_NS;
-const PARTS_IN_A_MINUTE: usize = 12;
+const SECONDS_IN_A_MINUTE: usize = 60;
 
 /// Readings nearer to each other than this are taken for one: who asks often costs no more.
 const SAME_NS: u64 = SECOND_NS / 5;
@@ -74,7 +72,7 @@ pub struct RatesView {
 pub struct Series {
     /// [`SECONDS`] whole seconds.
     pub seconds: Vec<u64>,
-    /// [`MINUTES`] minutes, of which the last ends no more than five seconds ago.
+    /// [`MINUTES`] minutes, of which the last ends with the last second.
     pub minutes: Vec<u64>,
 }
 
@@ -103,13 +101,13 @@ pub struct HookSeries {
     pub series: Series,
 }
 
-/// What came in the last hour, made of readings. Some kilobytes for each hook and verdict that there was.
+/// What came in the last hour, made of readings. 29 kB for each hook and verdict that there was.
 #[derive(Debug, Default)]
 pub struct Rates {
     first_ns: u64,
     last: Option<Reading>,
-    attempts: Counted,
-    hooks: Vec<(Hook, Verdict, Counted)>,
+    attempts: Ring,
+    hooks: Vec<(Hook, Verdict, Ring)>,
 }
 
 impl Rates {
@@ -139,11 +137,11 @@ impl Rates {
             }
             let at = self.hooks.iter().position(|one| (one.0, one.1) == (hook, verdict));
             let at = at.unwrap_or_else(|| {
-                self.hooks.push((hook, verdict, Counted::default()));
+                self.hooks.push((hook, verdict, Ring::default()));
                 self.hooks.len() - 1
             });
-            if let Some((_, _, counted)) = self.hooks.get_mut(at) {
-                counted.add(span, new);
+            if let Some((_, _, ring)) = self.hooks.get_mut(at) {
+                ring.add(span, new);
             }
         }
     }
@@ -159,63 +157,32 @@ impl Rates {
             hooks: self
                 .hooks
                 .iter()
-                .map(|(hook, verdict, counted)| HookSeries {
+                .map(|(hook, verdict, ring)| HookSeries {
                     hook: hook.name().to_owned(),
                     verdict: verdict.name().to_owned(),
-                    series: counted.series(at_ns),
+                    series: ring.series(at_ns),
                 })
                 .collect(),
         }
     }
 }
 
-/// Packets of one kind, in both resolutions.
-#[derive(Debug)]
-struct Counted {
-    seconds: Ring,
-    parts: Ring,
-}
-
-impl Default for Counted {
-    fn default() -> Self {
-        Self {
-            // The one under way is not shown.
-            seconds: Ring::new(SECOND_NS, SECONDS + 1),
-            parts: Ring::new(PART_NS, MINUTES * PARTS_IN_A_MINUTE + 1),
-        }
-    }
-}
-
-impl Counted {
-    fn add(&mut self, span: (u64, u64), packets: u64) {
-        self.seconds.add(span, packets);
-        self.parts.add(span, packets);
-    }
-
-    fn series(&self, at_ns: u64) -> Series {
-        let parts = self.parts.before(at_ns, MINUTES * PARTS_IN_A_MINUTE);
-        Series {
-            seconds: self.seconds.before(at_ns, SECONDS),
-            minutes: parts.chunks(PARTS_IN_A_MINUTE).map(|parts| parts.iter().sum()).collect(),
-        }
-    }
-}
-
-/// The newest buckets of time, each of the same width; of those before nothing is known.
+/// Packets of each second of the last hour, and of the one under way.
 #[derive(Debug)]
 struct Ring {
-    width_ns: u64,
-    /// The number of the newest bucket, which is its begin divided by the width.
+    /// The number of the newest second since the boot.
     newest: u64,
-    /// Bucket `n` stands at `n % len`.
+    /// Second `n` stands at `n % len`.
     buckets: Box<[u64]>,
 }
 
-impl Ring {
-    fn new(width_ns: u64, count: usize) -> Self {
-        Self { width_ns, newest: 0, buckets: vec![0; count].into() }
+impl Default for Ring {
+    fn default() -> Self {
+        Self { newest: 0, buckets: vec![0; MINUTES * SECONDS_IN_A_MINUTE + 1].into() }
     }
+}
 
+impl Ring {
     fn len(&self) -> u64 {
         self.buckets.len() as u64
     }
@@ -226,10 +193,10 @@ impl Ring {
 
     /// Spreads packets evenly over a span of time, which ends no sooner than any before.
     fn add(&mut self, (from_ns, to_ns): (u64, u64), packets: u64) {
-        let last = to_ns.saturating_sub(1) / self.width_ns;
+        let last = to_ns.saturating_sub(1) / SECOND_NS;
         self.advance(last);
         let oldest = self.newest.saturating_sub(self.len() - 1);
-        let first = (from_ns / self.width_ns).max(oldest);
+        let first = (from_ns / SECOND_NS).max(oldest);
         let span_ns = u128::from(to_ns.saturating_sub(from_ns).max(1));
         // Rounded down at each bucket's end, so that the parts add up to the whole.
         let until = |end_ns: u64| {
@@ -237,8 +204,8 @@ impl Ring {
             (u128::from(packets) * passed_ns / span_ns) as u64
         };
         for number in first..=last {
-            let begin_ns = number * self.width_ns;
-            let part = until(begin_ns.saturating_add(self.width_ns)) - until(begin_ns);
+            let begin_ns = number * SECOND_NS;
+            let part = until(begin_ns.saturating_add(SECOND_NS)) - until(begin_ns);
             let at = self.at(number);
             if let Some(bucket) = self.buckets.get_mut(at) {
                 *bucket += part;
@@ -258,9 +225,17 @@ impl Ring {
         self.newest = self.newest.max(newest);
     }
 
+    fn series(&self, at_ns: u64) -> Series {
+        let minutes = self.before(at_ns, MINUTES * SECONDS_IN_A_MINUTE);
+        Series {
+            seconds: self.before(at_ns, SECONDS),
+            minutes: minutes.chunks(SECONDS_IN_A_MINUTE).map(|one| one.iter().sum()).collect(),
+        }
+    }
+
     /// The last so many buckets that have ended by then, the newest last.
     fn before(&self, at_ns: u64, count: usize) -> Vec<u64> {
-        let end = at_ns / self.width_ns;
+        let end = at_ns / SECOND_NS;
         let known = self.newest.saturating_sub(self.len() - 1)..=self.newest;
         let value = |back: u64| {
             let number = end.checked_sub(back).filter(|number| known.contains(number))?;
@@ -311,8 +286,7 @@ mod tests {
         let last: Vec<u64> = view.attempts.seconds.iter().rev().take(13).copied().collect();
         assert_eq!(last, [1, 1, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 0]);
         assert_eq!(view.attempts.rate(2).to_string(), "1");
-        // The five seconds under way are not over.
-        assert_eq!(view.attempts.minutes.last(), Some(&100));
+        assert_eq!(view.attempts.minutes.last(), Some(&102));
         assert_eq!(view.hooks.len(), 1);
         assert_eq!((view.hooks[0].hook.as_str(), view.hooks[0].verdict.as_str()), ("tcx", "drop"));
         assert_eq!(view.hooks[0].series, view.attempts);
@@ -378,7 +352,7 @@ mod tests {
                 readings.push(reading(at_ns, packets));
             }
             // A moment without packets, so that every bucket with some has ended.
-            readings.push(reading(at_ns + PART_NS, packets));
+            readings.push(reading(at_ns + SECOND_NS, packets));
             let mut rates = rates(readings.clone());
             let before = rates.view(&CLOCK);
             prop_assert_eq!(before.attempts.seconds.iter().sum::<u64>(), expected);

@@ -2,7 +2,7 @@
 //!
 //! Nothing is told by colour alone: every state has its word, and what is selected is inverse and has a mark.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{collections::BTreeMap, mem, net::SocketAddr};
 
 use guard_common::verdict::Verdict;
 use jiff::tz::TimeZone;
@@ -63,7 +63,8 @@ d                deny the selected source, once confirmed
 q, Ctrl-C        quit: the kernel goes on enforcing
 
 Counts of sources begin with what the daemon still had of
-the last hour. Rates and totals are the kernel's own.";
+the last hour. Rates and totals are the kernel's own; dots
+in a curve stand for when nobody counted.";
 
 /// What the terminal can show.
 #[derive(Clone, Debug)]
@@ -109,7 +110,8 @@ pub fn draw(frame: &mut Frame<'_>, model: &Model, look: &Look) {
     }
     let data = model.shown();
     let view = View { colour: false, now: data.now, zone: look.zone.clone() };
-    let notes = notes(model, &view, look);
+    let notes = notes(model, &view, look, usize::from(area.width));
+    let said = foot_lines(model, look, usize::from(area.width));
     let curve_height = if area.height >= TALL { 3 } else { 1 };
     let [head, below_head, counts, minute, hour, tabs, pane, foot] = Layout::vertical([
         Constraint::Length(1),
@@ -119,7 +121,7 @@ pub fn draw(frame: &mut Frame<'_>, model: &Model, look: &Look) {
         Constraint::Length(curve_height),
         Constraint::Length(1),
         Constraint::Min(1),
-        Constraint::Length(1),
+        Constraint::Length(said.len() as u16),
     ])
     .areas(area);
     frame.render_widget(headline(data, &view, look), head);
@@ -133,7 +135,7 @@ pub fn draw(frame: &mut Frame<'_>, model: &Model, look: &Look) {
         Pane::Hooks => hooks(frame, pane, model),
         Pane::Rules => rules(frame, pane, model, &view),
     }
-    frame.render_widget(foot_line(model, look), foot);
+    frame.render_widget(Paragraph::new(said), foot);
     match &model.focus {
         Focus::Help => window(frame, "Keys (any key closes this)", text_of(HELP)),
         Focus::Confirm(proposal) => {
@@ -160,20 +162,30 @@ fn headline<'a>(data: &Data, view: &View, look: &Look) -> Line<'a> {
     Line::from(vec![Span::styled(state.to_owned(), style), Span::raw(rest.to_owned())])
 }
 
-/// What is out of the ordinary, one line each.
-fn notes<'a>(model: &Model, view: &View, look: &Look) -> Vec<Line<'a>> {
+/// Lines that each of the sentences above and below may take.
+const MOST_LINES: usize = 3;
+
+/// What is out of the ordinary.
+fn notes<'a>(model: &Model, view: &View, look: &Look, width: usize) -> Vec<Line<'a>> {
     let data = model.shown();
-    let line = |word: &'static str, style: Style, rest: String| {
-        Line::from(vec![Span::styled(word, style), Span::raw(format!(" {rest}"))])
-    };
     let mut notes = Vec::new();
+    let mut note = |word: &str, style: Style, rest: String| {
+        let mut lines = wrapped(&format!("{word} {rest}"), width, MOST_LINES).into_iter();
+        let first = lines.next().unwrap_or_default();
+        let (word, rest) = first.split_at(word.len().min(first.len()));
+        notes.push(Line::from(vec![
+            Span::styled(word.to_owned(), style),
+            Span::raw(rest.to_owned()),
+        ]));
+        notes.extend(lines.map(Line::from));
+    };
     if let Some(gone) = &data.gone {
         let rest = format!("{}; what is shown is old; trying again", escaped(gone));
-        notes.push(line("NO DAEMON:", look.bad(), rest));
+        note("NO DAEMON:", look.bad(), rest);
     }
     if model.is_frozen() {
         let rest = format!("as it was at {}; f goes on", view.time(data.now));
-        notes.push(line("FROZEN:", look.notable(), rest));
+        note("FROZEN:", look.notable(), rest);
     }
     if let Some(status) = &data.status {
         if let Some(first) = status.missing.first() {
@@ -181,17 +193,17 @@ fn notes<'a>(model: &Model, view: &View, look: &Look) -> Vec<Line<'a>> {
                 1 => String::new(),
                 all => format!(" (and {} more: guard status)", all - 1),
             };
-            notes.push(line("missing:", look.bad(), format!("{}{more}", escaped(first))));
+            note("missing:", look.bad(), format!("{}{more}", escaped(first)));
         }
         if let Some(trial) = &status.trial {
             let until = view.time(trial.until);
             let rest = format!("{}; until {until} unless guard confirm", escaped(&trial.what));
-            notes.push(line("on trial:", look.notable(), rest));
+            note("on trial:", look.notable(), rest);
         }
     }
     if data.lagged > 0 {
         let rest = format!("{} came too fast to be listed", count(data.lagged, "attempt"));
-        notes.push(line("note:", look.notable(), rest));
+        note("note:", look.notable(), rest);
     }
     notes
 }
@@ -344,7 +356,7 @@ fn sources(frame: &mut Frame<'_>, area: Rect, model: &Model, view: &View) {
         Constraint::Min(10),
     ];
     let widget = Table::new(lines, widths)
-        .header(head(&["SOURCE", "  PER S", " PACKETS", "  SEEN", "PORT", "WHO"]))
+        .header(head(&["SOURCE", "  PER S", " PACKETS", "   AGO", "PORT", "WHO"]))
         .row_highlight_style(SELECTED)
         .highlight_symbol("> ")
         .highlight_spacing(ratatui::widgets::HighlightSpacing::Always);
@@ -576,19 +588,59 @@ fn rules(frame: &mut Frame<'_>, area: Rect, model: &Model, view: &View) {
     frame.render_widget(Table::new(rows, widths).header(head(&output::RULES_HEAD)), area);
 }
 
-fn foot_line<'a>(model: &Model, look: &Look) -> Line<'a> {
+/// What was told last, or the keys.
+fn foot_lines<'a>(model: &Model, look: &Look, width: usize) -> Vec<Line<'a>> {
     if model.focus == Focus::Filter {
-        return Line::from(vec![
+        return vec![Line::from(vec![
             Span::styled(format!("/{}", escaped(&model.filter)), HEAD),
             Span::styled(" ", SELECTED),
             Span::raw("  Enter keeps it, Esc takes it away"),
-        ]);
+        ])];
     }
-    match &model.message {
-        Some(message) if message.is_error => Line::styled(escaped(&message.text), look.bad()),
-        Some(message) => Line::styled(escaped(&message.text), look.good()),
-        None => Line::from("? help  / filter  s sort  f freeze  a allow  d deny  Tab pane  q quit"),
+    let Some(message) = &model.message else {
+        let keys = "? help  / filter  s sort  f freeze  a allow  d deny  Tab pane  q quit";
+        return vec![Line::from(keys)];
+    };
+    let style = if message.is_error { look.bad() } else { look.good() };
+    let lines = wrapped(&escaped(&message.text), width, MOST_LINES);
+    lines.into_iter().map(|line| Line::styled(line, style)).collect()
+}
+
+/// A sentence as lines of at most this width, broken between words where it can be; what does not fit is left out, and that is
+/// shown.
+fn wrapped(text: &str, width: usize, most: usize) -> Vec<String> {
+    let width = width.max(2);
+    let mut lines: Vec<String> = Vec::new();
+    let mut line = String::new();
+    let is_wider = |line: &str, c: char| Span::raw(format!("{line}{c}")).width() > width;
+    for word in text.split_inclusive(' ') {
+        if !line.is_empty() && Span::raw(format!("{line}{}", word.trim_end())).width() > width {
+            lines.push(mem::take(&mut line));
+        }
+        for c in word.chars() {
+            if is_wider(&line, c) {
+                if c == ' ' {
+                    continue;
+                }
+                lines.push(mem::take(&mut line));
+            }
+            line.push(c);
+        }
     }
+    lines.push(line);
+    for line in &mut lines {
+        line.truncate(line.trim_end().len());
+    }
+    if lines.len() > most {
+        lines.truncate(most);
+        if let Some(last) = lines.last_mut() {
+            while Span::raw(last.as_str()).width() + 1 > width {
+                last.pop();
+            }
+            last.push('\u{2026}');
+        }
+    }
+    lines
 }
 
 fn confirmation<'a>(proposal: &Proposal, status: Option<&Status>) -> Vec<Line<'a>> {
@@ -622,14 +674,17 @@ fn window(frame: &mut Frame<'_>, title: &'static str, lines: Vec<Line<'_>>) {
     let area = frame.area();
     let widest = lines.iter().map(Line::width).max().unwrap_or_default().max(title.len());
     let width = (widest as u16 + 4).min(area.width);
-    // A line that is wrapped between words may need one more than its length says.
-    let inner = usize::from(width.saturating_sub(4)).max(1);
-    let rows = |line: &Line<'_>| match line.width() {
-        fitting if fitting <= inner => 1,
-        wider => wider.div_ceil(inner) + 1,
-    };
-    let height = (lines.iter().map(rows).sum::<usize>() as u16 + 2).min(area.height);
-    let text = Paragraph::new(lines).wrap(Wrap { trim: false });
+    let inner = usize::from(width.saturating_sub(4));
+    let lines: Vec<Line<'_>> = lines
+        .into_iter()
+        .flat_map(|line| {
+            let style = line.style;
+            let lines = wrapped(&line.to_string(), inner, MOST_LINES);
+            lines.into_iter().map(move |line| Line::styled(line, style))
+        })
+        .collect();
+    let height = (lines.len() as u16 + 2).min(area.height);
+    let text = Paragraph::new(lines);
     let place = Rect { x: (area.width - width) / 2, y: (area.height - height) / 2, width, height };
     let block = Block::bordered().title(title).padding(ratatui::widgets::Padding::horizontal(1));
     frame.render_widget(Clear, place);
@@ -647,7 +702,7 @@ fn to_ascii(buffer: &mut Buffer) {
             "\u{2500}" => "-",
             "\u{2502}" => "|",
             "\u{250c}" | "\u{2510}" | "\u{2514}" | "\u{2518}" => "+",
-            "\u{b7}" => ".",
+            "\u{b7}" | "\u{2026}" => ".",
             _ => "?",
         };
         cell.set_symbol(plain);
@@ -697,7 +752,7 @@ mod tests {
 
     use super::{
         super::model::{
-            News,
+            Effect, News,
             tests::{at, attempt, hear, model, press},
         },
         *,
@@ -964,6 +1019,31 @@ mod tests {
         let rows = model.rows();
         let last = rows.last().unwrap().name();
         assert!(shown.iter().any(|line| line.starts_with(&format!("> {last}"))), "{shown:#?}");
+    }
+
+    #[test]
+    fn sentences_are_wrapped_between_words_and_cut_only_at_last() {
+        let text = "the backstop is missing";
+        assert_eq!(wrapped(text, 80, 3), [text]);
+        assert_eq!(wrapped(text, 12, 3), ["the backstop", "is missing"]);
+        assert_eq!(wrapped(text, 8, 9), ["the", "backstop", "is", "missing"]);
+        assert_eq!(wrapped(text, 8, 2), ["the", "backsto\u{2026}"]);
+        assert_eq!(wrapped("abcdefgh ij", 3, 9), ["abc", "def", "gh", "ij"]);
+        assert_eq!(wrapped("事務所", 4, 9), ["事務", "所"]);
+        assert_eq!(wrapped("", 4, 9), [""]);
+    }
+
+    #[test]
+    fn a_long_refusal_is_there_whole() {
+        let mut model = full();
+        let Some(Effect::Change(request)) = press(&mut model, "ay") else { panic!("no change") };
+        let refusal = Failure::failed(
+            "nothing else can be changed while allow 192.0.2.7 confirm 1m is on trial",
+            "Run guard confirm to keep it, or guard rollback to take it back.",
+        );
+        model.hear(News::Changed(request, Err(refusal)));
+        let text = lines(&model, (80, 24)).join(" ");
+        assert!(text.contains("Run guard confirm to keep it, or guard rollback"), "{text}");
     }
 
     #[test]
