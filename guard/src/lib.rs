@@ -5,7 +5,8 @@
 //! the socket ([`api`]) or, without a daemon, directly.
 //!
 //! An attempt's path is another: the kernel's ring ([`kernel`]) → [`events`], which hands it to whoever follows: clients of the
-//! [`api`], and the `sinks` that the daemon writes to by itself.
+//! [`api`], such as [`top`], and the `sinks` that the daemon writes to by itself. Where every packet has to be in, [`rates`] take the
+//! kernel's counters instead.
 
 pub mod api;
 mod bounded_file;
