@@ -490,7 +490,7 @@ fn attempt(packets: u64) -> Attempt {
 fn packets(line: &Line) -> u64 {
     match line {
         Line::Attempt(attempt) => attempt.packets,
-        Line::Lagged { .. } => panic!("lagged"),
+        other => panic!("{other:?}"),
     }
 }
 

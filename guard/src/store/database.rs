@@ -225,16 +225,16 @@ impl Database {
     /// When it can't be written; nothing is half removed then.
     pub fn prune(&mut self, now: Timestamp) -> Result<(), DatabaseError> {
         let keep = i64::try_from(self.settings.keep.as_secs()).unwrap_or(i64::MAX) / 3_600;
-        let mut before = hour_of(now).saturating_sub(keep);
+        let too_old = hour_of(now).saturating_sub(keep);
+        if self.span()?.is_some_and(|(oldest, _)| oldest < too_old) {
+            self.remove(too_old)?;
+        }
         for _ in 0..PRUNING_ROUNDS {
             let Some((oldest, newest)) = self.span()? else { break };
-            if oldest < before {
-                self.remove(before)?;
-            } else if self.bytes_in_use()? > self.settings.max_bytes && oldest < newest {
-                before = (oldest + 1 + (newest - oldest) / PRUNED_PART).min(newest);
-            } else {
+            if oldest == newest || self.bytes_in_use()? <= self.settings.max_bytes {
                 break;
             }
+            self.remove((oldest + 1 + (newest - oldest) / PRUNED_PART).min(newest))?;
         }
         // Gives the room of removed rows back, which would else be kept for new ones.
         self.each("PRAGMA incremental_vacuum(4096)")?;

@@ -163,7 +163,7 @@ fn filters_admit_the_same_of_what_was_and_what_comes() {
         (SourcesQuery { port: text("53"), ..query() }, 0),
         (SourcesQuery { port: text("udp/53"), ..query() }, 1),
         (SourcesQuery { since: Some(9 * 3_600), ..query() }, 19),
-        (SourcesQuery { since: Some(8 * 3_600 - 1), ..query() }, 11),
+        (SourcesQuery { since: Some(8 * 3_600), ..query() }, 13),
         (SourcesQuery { since: Some(1), ..query() }, 0),
         (SourcesQuery { source: text("203.0.113.0/24"), port: text("udp/53"), ..query() }, 1),
     ] {
@@ -442,7 +442,7 @@ fn what_is_no_history_of_this_version_is_set_aside_and_a_new_one_begun() {
     let cases: [(&dyn Fn(&Path), &str); 4] = [
         (&newer, "version 99"),
         (&foreign, "another program"),
-        (&torn, "damaged"),
+        (&torn, "malformed"),
         (&no_database, "damaged"),
     ];
     for (spoil, why) in cases {
