@@ -18,6 +18,7 @@ use guard::{
     control::{Change, Enforcement, Explanation, RuleView, Status},
     events::{Attempt, Line},
     history::Entry,
+    store::Sources,
 };
 use rustix::{
     fs::statfs,
@@ -508,6 +509,13 @@ impl<'lab> Guard<'lab> {
         answer.output.lines().map(entry).collect()
     }
 
+    /// Who sent the most, by the history.
+    #[must_use]
+    #[track_caller]
+    pub fn sources(&self, arguments: &[&str]) -> Sources {
+        self.tell(&[&["sources", "--json"], arguments].concat()).json()
+    }
+
     /// The number of the policy in force.
     #[must_use]
     #[track_caller]
@@ -605,12 +613,14 @@ impl Follower {
         Self { child, lines }
     }
 
-    /// The attempts so far. A line that is none fails the test, also one that says that some are lost.
+    /// The attempts so far, without those that the history has folded. A line that is none fails the test, also one that says that
+    /// some are lost.
     #[must_use]
     #[track_caller]
     pub fn attempts(&self) -> Vec<Attempt> {
-        let attempts = self.lines().into_iter().map(|line| match line {
-            Line::Attempt(attempt) => Arc::unwrap_or_clone(attempt),
+        let attempts = self.lines().into_iter().filter_map(|line| match line {
+            Line::Attempt(attempt) => Some(Arc::unwrap_or_clone(attempt)),
+            Line::Hour(_) | Line::LeftOut { .. } => None,
             Line::Lagged { lagged } => panic!("{lagged} attempts were lost to who follows them"),
         });
         attempts.collect()
@@ -623,6 +633,7 @@ impl Follower {
         self.lines().iter().fold((0, 0), |(reported, lost), line| match line {
             Line::Attempt(attempt) => (reported + attempt.packets, lost),
             Line::Lagged { lagged } => (reported, lost + lagged),
+            Line::Hour(_) | Line::LeftOut { .. } => (reported, lost),
         })
     }
 

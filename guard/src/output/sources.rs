@@ -107,7 +107,7 @@ mod tests {
             sources(&answer, &view()),
             "  source             packets  attempts  first seen           last seen  ports          known of it\n  \
              203.0.113.9        1234     4         2026-11-20 01:02:03  01:02:03   11434          FR, AS64500 EX\\u{1b}AMPLE, a, b, c, d, 2 more\n  \
-             2001:db8:1:2::/64  1234     4         2026-11-20 01:02:03  01:02:03   11434, udp/53  \n\
+             2001:db8:1:2::/64  1234     4         2026-11-20 01:02:03  01:02:03   11434, udp/53\n\
              2 of 1,000 sources: 1,234 packets in 4 attempts, 74.0 kB\n"
         );
     }

@@ -98,7 +98,14 @@ fn expect_reached_by_none_but(
 fn expect_no_litter(guard: &Guard<'_>) {
     let entries = fs::read_dir(guard.state()).unwrap_or_else(|error| panic!("{error}"));
     let names: Vec<_> = entries.flatten().map(|entry| entry.file_name()).collect();
-    let kept = ["state.json", "state.json.copy", "changes.jsonl"];
+    let kept = [
+        "state.json",
+        "state.json.copy",
+        "changes.jsonl",
+        "history.db",
+        "history.db-wal",
+        "history.db-shm",
+    ];
     let is_kept = |name: &std::ffi::OsString| kept.iter().any(|kept| name == kept);
     let litter: Vec<_> = names.iter().filter(|name| !is_kept(name)).collect();
     assert!(litter.is_empty(), "{litter:?}");
