@@ -4,11 +4,51 @@
 use std::{
     fs::{self, DirBuilder, File, Permissions},
     io::{self, Read, Seek, SeekFrom, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::Path,
+    time::{Duration, SystemTime},
 };
 
 use tempfile::NamedTempFile;
+
+/// A file that was changed so recently may still be being written.
+pub(crate) const SETTLED: Duration = Duration::from_secs(1);
+
+/// Which file it was, as far as its directory entry tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    device: u64,
+    inode: u64,
+    pub(crate) bytes: u64,
+    modified_ns: (i64, i64),
+    changed_ns: (i64, i64),
+}
+
+impl Stamp {
+    /// Of the file that a path leads to; `None` where there is none.
+    pub(crate) fn of(path: &Path) -> Option<Self> {
+        let it = fs::metadata(path).ok()?;
+        Some(Self {
+            device: it.dev(),
+            inode: it.ino(),
+            bytes: it.size(),
+            modified_ns: (it.mtime(), it.mtime_nsec()),
+            changed_ns: (it.ctime(), it.ctime_nsec()),
+        })
+    }
+
+    /// Whether it was changed long enough ago to be whole.
+    pub(crate) fn is_settled(&self, now: SystemTime) -> bool {
+        let (seconds, nanoseconds) = self.modified_ns.max(self.changed_ns);
+        let (Ok(seconds), Ok(nanoseconds)) = (u64::try_from(seconds), u32::try_from(nanoseconds))
+        else {
+            return true;
+        };
+        let changed = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanoseconds);
+        // One of the future is as settled as it will ever be.
+        now.duration_since(changed).map_or(true, |age| age >= SETTLED)
+    }
+}
 
 /// Why a file was not read.
 #[derive(Debug, thiserror::Error)]

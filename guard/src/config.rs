@@ -88,10 +88,19 @@ pub enum HistoryFile {
 }
 
 /// Where facts about addresses come from.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Enrich {
-    /// Local MMDB files: the networks of countries.
+    /// Local MMDB files: the networks of countries, cities and autonomous systems.
     pub mmdb: Vec<PathBuf>,
+    /// Lists of prefixes with labels: paths, or patterns for some.
+    pub labels: Vec<PathBuf>,
+}
+
+impl Default for Enrich {
+    fn default() -> Self {
+        let labels = ["/etc/guard/labels/*.txt", "/etc/guard/labels/*.json"];
+        Self { mmdb: Vec::new(), labels: labels.map(PathBuf::from).to_vec() }
+    }
 }
 
 /// Where packets are dropped early. It never narrows what is guarded.

@@ -306,6 +306,9 @@ pub struct Status {
     /// The configuration in force is not the file's: that was tried, and not confirmed. `guard reload` takes it.
     #[serde(default)]
     pub rolled_back: bool,
+    /// What is wrong with the files of facts about sources (`[enrich]`), one sentence each. Nothing else suffers from it.
+    #[serde(default)]
+    pub enrich_problems: Vec<String>,
 }
 
 /// What the policy in force takes of one of the kernel's tables.

@@ -17,6 +17,7 @@ use crate::{
     config::Config,
     control::{Control, Failure, Reload},
     engine::{self, Engine, Followed, Place},
+    enrich::{self, Enrichment},
     events::{self, BootClock, Hub},
     follow,
     history::Requester,
@@ -60,6 +61,9 @@ const WHILE_WRITTEN: Duration = Duration::from_millis(300);
 /// How often one looks whether this host has other resolvers now.
 const LOOK_AT_RESOLVERS: Duration = Duration::from_secs(5);
 
+/// There is never less time between two looks for what sources are on this host's network.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
+
 /// There is never less time between two rounds of asking for names.
 const BETWEEN_ROUNDS: Duration = Duration::from_millis(200);
 
@@ -82,6 +86,9 @@ pub fn run(place: &Place, flags: RunFlags, yes: bool) -> Result<(), Failure> {
     let ring = EventRing::open(&engine.pins())?;
     let socket = engine.socket();
     let outlives_us = engine.outlives_us();
+    // Before attempts are read, so that the first of them is told as the others are.
+    learn_network(&engine, &mut None);
+    tell_of_files(&engine.learn_files());
 
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -142,7 +149,7 @@ async fn serve(
     // SAFETY: the ring owns its descriptor, which is the same and open as long as it lives.
     let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
         .map_err(|error| cannot(error.into()))?;
-    tasks.spawn(report_attempts(ring, hub.clone()));
+    tasks.spawn(report_attempts(ring, hub.clone(), engine.enrichment()));
     let configured = engine.clone();
     let policies = engine.policies();
     tasks.spawn(sinks::json_lines(hub.clone(), move || configured.json_lines(), policies));
@@ -152,6 +159,8 @@ async fn serve(
     let kept =
         tokio::spawn(sinks::history(hub, move || configured.attempt_history(), policies, ends));
     tasks.spawn(follow_network(engine.clone()));
+    tasks.spawn(follow_sources_network(engine.clone()));
+    tasks.spawn(follow_facts(engine.clone()));
     tasks.spawn(cut_at_ends(engine.clone()));
     tasks.spawn(end_trials(engine.clone()));
     let binds = match binds {
@@ -190,8 +199,8 @@ async fn serve(
     Ok(ended)
 }
 
-/// Takes events from the kernel's ring and hands them on.
-async fn report_attempts(mut ring: AsyncFd<EventRing>, hub: Arc<Hub>) {
+/// Takes events from the kernel's ring, adds what is known of their sources, and hands them on.
+async fn report_attempts(mut ring: AsyncFd<EventRing>, hub: Arc<Hub>, enrichment: Arc<Enrichment>) {
     loop {
         let Ok(mut ready) = ring.readable_mut().await else {
             log::error!("the event ring can't be read any more; attempts are counted all the same");
@@ -202,13 +211,18 @@ async fn report_attempts(mut ring: AsyncFd<EventRing>, hub: Arc<Hub>) {
         let mut names: HashMap<u32, Option<String>> = HashMap::new();
         let mut name_of =
             |index| names.entry(index).or_insert_with(|| interface_name(index)).clone();
+        let enricher = enrichment.enricher();
         ready.get_inner_mut().drain(|bytes| match events::decode(bytes, &clock, &mut name_of) {
-            Some(attempt) => hub.publish(attempt),
+            Some(mut attempt) => {
+                enricher.enrich(&mut attempt);
+                hub.publish(attempt);
+            }
             None => unreadable += 1,
         });
         if unreadable > 0 {
             log::warn!("{unreadable} events of an unknown layout were left out");
         }
+        drop(enricher);
         ready.clear_ready();
         sleep(GATHER).await;
     }
@@ -225,7 +239,11 @@ fn interface_name(index: u32) -> Option<String> {
 async fn follow_network(engine: Arc<Engine>) {
     let look = || {
         let engine = engine.clone();
-        look_and_tell(move || engine.follow_network())
+        look_and_tell(move || {
+            let followed = engine.follow_network();
+            engine.enrichment().network_may_have_changed();
+            followed
+        })
     };
     let open =
         || netlink::watch().map(|changes| follow::changes_and(changes, lapses(engine.clone())));
@@ -417,6 +435,67 @@ async fn follow_files(engine: Arc<Engine>) {
             },
         }
     }
+}
+
+/// Keeps it known what sources are on this host's network: after changes of the network or the policy, and when one was met whose
+/// neighbour is not known.
+async fn follow_sources_network(engine: Arc<Engine>) {
+    let mut policies = engine.policies();
+    let enrichment = engine.enrichment();
+    let mut told = None;
+    loop {
+        tokio::select! {
+            () = enrichment.outdated() => {}
+            changed = policies.changed() => if changed.is_err() {
+                return;
+            },
+        }
+        let learning = engine.clone();
+        let learnt = spawn_blocking(move || {
+            learn_network(&learning, &mut told);
+            told
+        });
+        told = learnt.await.unwrap_or_default();
+        sleep(BETWEEN_LOOKS).await;
+    }
+}
+
+/// Says what does not work where that was not told before.
+fn learn_network(engine: &Engine, told: &mut Option<String>) {
+    let problem = engine.learn_network().err().map(|failure| failure.to_string());
+    if let Some(problem) = problem.as_ref().filter(|problem| told.as_ref() != Some(problem)) {
+        log::warn!("{problem}");
+    }
+    *told = problem;
+}
+
+/// Takes the files of facts about sources when they change.
+async fn follow_facts(engine: Arc<Engine>) {
+    let mut policies = engine.policies();
+    let mut watched: Option<AsyncFd<Watched>> = None;
+    loop {
+        let learning = engine.clone();
+        let learnt = spawn_blocking(move || (learning.learn_files(), learning.fact_directories()));
+        let (followed, directories) = learnt.await.unwrap_or_default();
+        tell_of_files(&followed);
+        match &watched {
+            Some(watched) => watched.get_ref().watch(&directories),
+            None => watched = open_watched(&directories),
+        }
+        let pause = if followed.is_unfinished { WHILE_WRITTEN } else { LOOK_AT_FILES };
+        tokio::select! {
+            () = sleep(pause) => {}
+            () = next_write(watched.as_ref()), if !followed.is_unfinished => sleep(WHILE_WRITTEN).await,
+            changed = policies.changed() => if changed.is_err() {
+                return;
+            },
+        }
+    }
+}
+
+fn tell_of_files(followed: &enrich::Followed) {
+    followed.news.iter().for_each(|news| log::info!("{}", output::text::escaped(news)));
+    followed.problems.iter().for_each(|problem| log::warn!("{}", output::text::escaped(problem)));
 }
 
 fn open_watched(directories: &[PathBuf]) -> Option<AsyncFd<Watched>> {

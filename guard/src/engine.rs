@@ -10,6 +10,7 @@ mod coverage;
 mod cutting;
 mod drivers;
 mod facts;
+mod knowing;
 mod ladder;
 mod settings;
 mod sources;
@@ -19,7 +20,7 @@ mod status;
 use std::{
     mem,
     path::PathBuf,
-    sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::{Duration, Instant},
 };
 
@@ -34,6 +35,7 @@ use crate::{
         RuleView, SetMode, Status,
     },
     engine::{facts::Facts, status::Missing},
+    enrich::Enrichment,
     history::{self, Asked, Kind, Requester},
     host::bpffs,
     kernel::{
@@ -119,6 +121,8 @@ pub struct Engine {
     kept: Mutex<Option<Kept>>,
     /// The core's, to be had while that is being changed.
     progress: Progress,
+    /// What is known of sources, where this is the daemon's engine.
+    enrichment: Arc<Enrichment>,
 }
 
 impl Engine {
@@ -134,6 +138,7 @@ impl Engine {
             core: RwLock::new(core),
             oracle: Mutex::default(),
             kept: Mutex::default(),
+            enrichment: Arc::default(),
         })
     }
 
@@ -506,7 +511,7 @@ fn told(lapse: Lapse, facts: &Facts, missing: &[&Missing]) -> Option<String> {
 
 impl Control for Engine {
     fn status(&self) -> Result<Status, Failure> {
-        self.read()?.status()
+        Ok(Status { enrich_problems: self.enrichment.problems(), ..self.read()?.status()? })
     }
 
     fn rules(&self) -> Result<Vec<RuleView>, Failure> {

@@ -16,6 +16,7 @@ pub mod control;
 pub mod daemon;
 pub mod duration;
 pub mod engine;
+pub mod enrich;
 pub mod events;
 pub mod exit;
 mod follow;
@@ -24,6 +25,9 @@ pub mod host;
 mod kept_names;
 pub mod kernel;
 pub mod metrics;
+#[cfg(test)]
+#[path = "../../tests/src/mmdb.rs"]
+mod mmdb;
 pub mod output;
 pub mod policy;
 pub mod privileges;

@@ -249,6 +249,7 @@ mod tests {
             version: "0.1.0".into(),
             trial: None,
             rolled_back: false,
+            enrich_problems: Vec::new(),
         }
     }
 

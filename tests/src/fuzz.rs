@@ -15,6 +15,7 @@ use guard::{
     config::{Attach, Config, InterfacePattern},
     control::{AddRules, Explain, Failure, RemoveRules, SetMode},
     duration,
+    enrich::labels::{Labels, List},
     events::{self, Attempt, BootClock},
     host::interfaces::LanPrefixes,
     output,
@@ -36,13 +37,34 @@ use jiff::{SignedDuration, Timestamp, tz::TimeZone};
 pub type Target = fn(&[u8]);
 
 /// All targets, by name.
-pub const TARGETS: [(&str, Target); 5] = [
+pub const TARGETS: [(&str, Target); 6] = [
     ("parser", parser),
     ("compiler", compiler),
     ("grammar", grammar),
     ("api_body", api_body),
     ("event", event),
+    ("labels", labels),
 ];
+
+/// A file of labels: what is read of it holds against a plain scan, and no name in it steers a terminal.
+pub fn labels(bytes: &[u8]) {
+    let Ok(list) = List::parse(bytes, "fuzz") else { return };
+    let mut labels = Labels::default();
+    labels.add(&list).expect("one list has room");
+    for (prefix, _) in list.entries.iter().take(64) {
+        let address = prefix.addr();
+        let found = labels.of(address);
+        assert!(!found.is_empty() && found.len() <= 8);
+        for name in &found {
+            assert!(!name.chars().any(output::text::is_unprintable), "{name:?}");
+            assert!((1..=64).contains(&name.chars().count()), "{name:?}");
+            let is_named = |(around, number): &(IpNet, u16)| {
+                around.contains(&address) && list.names[usize::from(*number)] == *name
+            };
+            assert!(list.entries.iter().any(is_named), "{address} is not {name}");
+        }
+    }
+}
 
 /// A frame: the parser agrees with etherparse, at every entry that there is.
 pub fn parser(bytes: &[u8]) {

@@ -9,6 +9,51 @@ pub enum Fact {
     Nested(&'static str),
     /// `country_code`.
     Flat(&'static str),
+    /// As in `GeoLite2` and DB-IP: `country.iso_code`, `city.names.en`.
+    City(&'static str, &'static str),
+    /// As in ip-location-db: `country_code`, and `city` as text.
+    FlatCity(&'static str, &'static str),
+    /// `autonomous_system_number`, `autonomous_system_organization`.
+    As(u32, &'static str),
+    /// As in `IPinfo`: `country` in words, `country_code`, `asn` as text, `as_name`.
+    InWords(&'static str, &'static str, &'static str, &'static str),
+}
+
+impl Fact {
+    fn write(self, data: &mut Vec<u8>) {
+        match self {
+            Self::Nested(code) => {
+                map(data, 1);
+                text(data, "country");
+                texts(data, &[("iso_code", code)]);
+            }
+            Self::Flat(code) => texts(data, &[("country_code", code)]),
+            Self::City(code, city) => {
+                map(data, 2);
+                text(data, "country");
+                texts(data, &[("iso_code", code)]);
+                text(data, "city");
+                map(data, 1);
+                text(data, "names");
+                texts(data, &[("de", "Stadt"), ("en", city)]);
+            }
+            Self::FlatCity(code, city) => {
+                texts(data, &[("city", city), ("country_code", code)]);
+            }
+            Self::As(number, name) => {
+                map(data, 2);
+                text(data, "autonomous_system_number");
+                data.push(6 << 5 | 4);
+                data.extend(number.to_be_bytes());
+                text(data, "autonomous_system_organization");
+                text(data, name);
+            }
+            Self::InWords(country, code, asn, name) => texts(
+                data,
+                &[("country", country), ("country_code", code), ("asn", asn), ("as_name", name)],
+            ),
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -31,20 +76,7 @@ pub fn file(networks: &[(IpAddr, u8, Fact)], aliases: &[(IpAddr, u8)]) -> Vec<u8
     };
     for (address, length, fact) in networks {
         let offset = data.len();
-        match fact {
-            Fact::Nested(code) => {
-                map(&mut data, 1);
-                text(&mut data, "country");
-                map(&mut data, 1);
-                text(&mut data, "iso_code");
-                text(&mut data, code);
-            }
-            Fact::Flat(code) => {
-                map(&mut data, 1);
-                text(&mut data, "country_code");
-                text(&mut data, code);
-            }
-        }
+        fact.write(&mut data);
         let (bits, length) = bits_of(*address, *length);
         insert(&mut nodes, bits, length, Record::Fact(offset));
     }
@@ -126,9 +158,23 @@ fn map(bytes: &mut Vec<u8>, entries: u8) {
     bytes.push(7 << 5 | entries);
 }
 
+/// A map of texts.
+fn texts(bytes: &mut Vec<u8>, entries: &[(&str, &str)]) {
+    map(bytes, u8::try_from(entries.len()).unwrap_or(u8::MAX));
+    for (key, value) in entries {
+        text(bytes, key);
+        text(bytes, value);
+    }
+}
+
 fn text(bytes: &mut Vec<u8>, text: &str) {
+    // From 29 on the length less 29 stands in a byte of its own.
     let length = u8::try_from(text.len()).unwrap_or(u8::MAX);
-    assert!(length < 29, "longer texts are written in another way");
-    bytes.push(2 << 5 | length);
+    assert!(length < u8::MAX, "longer texts are written in another way");
+    if length < 29 {
+        bytes.push(2 << 5 | length);
+    } else {
+        bytes.extend([0b0101_1101, length - 29]);
+    }
     bytes.extend(text.as_bytes());
 }

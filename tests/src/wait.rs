@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    fmt::Debug,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
@@ -34,6 +35,24 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + patience;
     while !holds() {
         assert!(Instant::now() < deadline, "after {patience:?} it still is not so that {what}");
+        thread::sleep(INTERVAL);
+    }
+}
+
+/// Asks again and again until nothing is left of what should not be; fails the test with what never goes.
+#[track_caller]
+pub fn until_none<T: Debug>(what: &str, mut left: impl FnMut() -> Vec<T>) {
+    let patience = patience();
+    let deadline = Instant::now() + patience;
+    loop {
+        let left = left();
+        if left.is_empty() {
+            return;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "after {patience:?} it still is not so that none {what}: {left:?}"
+        );
         thread::sleep(INTERVAL);
     }
 }

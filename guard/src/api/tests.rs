@@ -90,6 +90,7 @@ impl Control for Fake {
             version: "1".into(),
             trial: None,
             rolled_back: false,
+            enrich_problems: Vec::new(),
         })
     }
 

@@ -44,7 +44,7 @@ const KEYS: [&str; 11] = [
     "events",
 ];
 const RULE_KEYS: [&str; 6] = ["allow", "deny", "ports", "via", "until", "comment"];
-const ENRICH_KEYS: [&str; 1] = ["mmdb"];
+const ENRICH_KEYS: [&str; 2] = ["mmdb", "labels"];
 const EVENTS_KEYS: [&str; 7] =
     ["jsonl", "jsonl_max_mib", "jsonl_max_age", "jsonl_keep", "history", "history_max_mib", "keep"];
 const PATH_KEYS: [&str; 4] = ["pins", "cgroup", "state", "socket"];
@@ -52,8 +52,8 @@ const PATH_KEYS: [&str; 4] = ["pins", "cgroup", "state", "socket"];
 /// Keys of the design that this version does not know.
 const LATER_KEYS: [&str; 2] = ["services", "web"];
 
-/// The most MMDB files.
-const MAX_MMDB_FILES: usize = 16;
+/// The most paths of one key of `[enrich]`.
+const MAX_ENRICH_PATHS: usize = 16;
 
 /// How large a file of attempts may be before it is rotated, in mebibytes.
 const JSONL_MIB: RangeInclusive<u32> = 1..=1 << 20;
@@ -388,20 +388,37 @@ impl Reader<'_> {
             return enrich;
         };
         self.only_keys(table, &ENRICH_KEYS, "enrich");
-        let Some(files) = table.get("mmdb") else { return enrich };
-        let items = one_or_list(files);
-        if items.len() > MAX_MMDB_FILES {
-            let what = format!("{} MMDB files are named here", items.len());
-            self.error(files.span(), what, format!("Name at most {MAX_MMDB_FILES}."));
-            return enrich;
+        if let Some(files) = table.get("mmdb") {
+            enrich.mmdb = self.full_paths("mmdb", files, "MMDB files", full_path);
         }
-        for item in items {
-            match item.get_ref().as_str().and_then(full_path) {
-                Some(path) => enrich.mmdb.push(path),
-                None => self.wrong_value("mmdb", item, "Write the full path of a file, from / on."),
-            }
+        if let Some(files) = table.get("labels") {
+            let pattern = |text: &str| full_path(text).filter(|_| glob::Pattern::new(text).is_ok());
+            enrich.labels = self.full_paths("labels", files, "label files or patterns", pattern);
         }
         enrich
+    }
+
+    fn full_paths(
+        &mut self,
+        key: &str,
+        value: &Value<'_>,
+        what: &str,
+        read: impl Fn(&str) -> Option<PathBuf>,
+    ) -> Vec<PathBuf> {
+        let items = one_or_list(value);
+        if items.len() > MAX_ENRICH_PATHS {
+            let what = format!("{} {what} are named here", items.len());
+            self.error(value.span(), what, format!("Name at most {MAX_ENRICH_PATHS}."));
+            return Vec::new();
+        }
+        let mut paths = Vec::new();
+        for item in items {
+            match item.get_ref().as_str().and_then(&read) {
+                Some(path) => paths.push(path),
+                None => self.wrong_value(key, item, "Write the full path of a file, from / on."),
+            }
+        }
+        paths
     }
 
     fn events(&mut self, value: &Value<'_>) -> Events {

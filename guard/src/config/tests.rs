@@ -184,6 +184,18 @@ fn mmdb_files_are_named_by_their_full_paths() {
 }
 
 #[test]
+fn lists_of_labels_are_named_by_paths_or_patterns() {
+    let labels = |text: &str| parsed(text).enrich.labels;
+    let own = ["/etc/guard/labels/*.txt", "/etc/guard/labels/*.json"].map(PathBuf::from);
+    assert_eq!(labels(""), own);
+    assert_eq!(labels("[enrich]\nmmdb = []"), own);
+    assert!(labels("[enrich]\nlabels = []").is_empty());
+    assert_eq!(labels("[enrich]\nlabels = \"/a/*/list.json\""), [PathBuf::from("/a/*/list.json")]);
+    assert_error("[enrich]\nlabels = [\"a.txt\"]", "2:11", "labels can't be", "full path");
+    assert_error("[enrich]\nlabels = \"/a/[\"", "2:10", "labels can't be", "full path");
+}
+
+#[test]
 fn a_file_of_attempts_is_rotated_unless_others_do_it() {
     let jsonl = |text: &str| parsed(text).events.jsonl;
     assert_eq!(jsonl(""), None);
@@ -200,6 +212,30 @@ fn a_file_of_attempts_is_rotated_unless_others_do_it() {
     assert_error("[events]\njsonl_max_age = \"x\"", "2:17", "jsonl_max_age can't be", "7d");
     assert_error("[events]\njsonl_keep = -1", "2:14", "jsonl_keep can't be -1", "from 0 to");
     assert_error("[events]\nfile = 1", "2:1", "\"file\" is not a key of events", "jsonl");
+}
+
+#[test]
+fn the_history_is_beside_the_state_unless_told_otherwise() {
+    let history = |text: &str| parsed(text).attempt_history();
+    let usual = history("").unwrap();
+    assert_eq!(usual.path, PathBuf::from("/var/lib/guard/history.db"));
+    assert_eq!((usual.keep.as_secs(), usual.max_bytes), (90 * 86_400, 1 << 30));
+    assert_eq!(history("[events]\nhistory = true"), Some(usual));
+    assert_eq!(history("[events]\nhistory = false"), None);
+    let moved = history("[paths]\nstate = \"/srv/guard\"").unwrap();
+    assert_eq!(moved.path, PathBuf::from("/srv/guard/history.db"));
+    let own = "[events]\nhistory = \"/srv/a.db\"\nkeep = \"7d\"\nhistory_max_mib = 64";
+    let own = history(own).unwrap();
+    assert_eq!(own.path, PathBuf::from("/srv/a.db"));
+    assert_eq!((own.keep.as_secs(), own.max_bytes), (7 * 86_400, 64 << 20));
+    // Whatever is found there is set aside: it must not be a file that is somebody's.
+    for wrong in ["\"/etc/passwd\"", "\"a.db\"", "7"] {
+        let text = format!("[events]\nhistory = {wrong}");
+        assert_error(&text, "2:11", "history can't be", "ends in .db");
+    }
+    assert_error("[events]\nkeep = \"59m\"", "2:8", "keep can't be", "at least 1h");
+    assert_error("[events]\nkeep = 90", "2:8", "keep can't be 90", "7d");
+    assert_error("[events]\nhistory_max_mib = 1", "2:19", "history_max_mib can't be 1", "from 16");
 }
 
 #[test]

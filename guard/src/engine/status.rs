@@ -152,6 +152,7 @@ pub fn status(core: &Core) -> Result<Status, Failure> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         trial: core.state.trial.as_ref().map(Trial::view),
         rolled_back: core.state.rolled_back,
+        enrich_problems: Vec::new(),
     })
 }
 

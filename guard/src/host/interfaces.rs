@@ -18,6 +18,8 @@ pub struct Snapshot {
     pub links: Vec<Link>,
     pub addresses: Vec<Address>,
     pub routes: Vec<Route>,
+    /// The routers that routes lead to, each once.
+    pub gateways: BTreeSet<IpAddr>,
 }
 
 #[expect(clippy::struct_excessive_bools, reason = "independent facts, as netlink gives them")]
@@ -65,6 +67,14 @@ pub struct Route {
     pub index: u32,
     pub destination: IpNet,
     pub has_gateway: bool,
+}
+
+/// A machine on one of the links: its IP and Ethernet addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    pub index: u32,
+    pub address: IpAddr,
+    pub mac: [u8; 6],
 }
 
 /// What an interface is.
@@ -575,7 +585,7 @@ fn is_seen_below(class: Class) -> bool {
     matches!(class, Class::Outside | Class::Tunnel | Class::Covered)
 }
 
-fn is_default(destination: &IpNet) -> bool {
+pub(crate) fn is_default(destination: &IpNet) -> bool {
     let longest = match destination {
         IpNet::V4(_) => DEFAULT_BITS_V4,
         IpNet::V6(_) => DEFAULT_BITS_V6,
@@ -676,7 +686,7 @@ fn may_be_local(address: IpAddr) -> bool {
         || address == IpAddr::V4(Ipv4Addr::BROADCAST))
 }
 
-fn is_link_local(address: IpAddr) -> bool {
+pub(crate) fn is_link_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => address.is_link_local(),
         IpAddr::V6(address) => address.is_unicast_link_local(),

@@ -4,6 +4,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    future::ready,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     task::Poll,
@@ -14,7 +15,10 @@ use ipnet::IpNet;
 use netlink_packet_route::{
     address::{AddressAttribute, AddressMessage},
     link::{InfoData, InfoTun, InfoVrf, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
-    route::{RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteType},
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+    route::{
+        RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteType, RouteVia,
+    },
 };
 use procfs::FromRead;
 use rtnetlink::{
@@ -23,7 +27,7 @@ use rtnetlink::{
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice, socket_with};
 
-use super::interfaces::{Address, Link, Parent, Route, Snapshot};
+use super::interfaces::{Address, Link, Neighbour, Parent, Route, Snapshot};
 
 /// `IFLA_TUN_TYPE` and its value for a tap, of `include/uapi/linux/if_link.h` and `if_tun.h` (Linux 4.20).
 const IFLA_TUN_TYPE: u16 = 3;
@@ -33,6 +37,9 @@ const ARPHRD_ETHER: u16 = 1;
 
 /// The kind of an interface that the kernel names and netlink's answer could not be read for.
 const UNREADABLE: &str = "unreadable";
+
+/// The most neighbours that are kept: the kernel has so many at most unless its `gc_thresh3` was raised (1,024 by default).
+const MAX_NEIGHBOURS: usize = 16_384;
 
 /// Why the host's interfaces are not known.
 #[derive(Debug, thiserror::Error)]
@@ -113,6 +120,48 @@ pub fn watch() -> Result<impl Stream<Item = ()> + Send + Unpin, NetlinkError> {
     }))
 }
 
+/// The neighbours that the kernel knows the Ethernet addresses of, of both families; at most [`MAX_NEIGHBOURS`].
+///
+/// # Errors
+/// As [`snapshot`].
+pub async fn neighbours() -> Result<Vec<Neighbour>, NetlinkError> {
+    let (connection, handle, _) = new_connection().map_err(NetlinkError::Socket)?;
+    let listed = async {
+        let messages = handle.neighbours().get().execute();
+        let found: Result<Vec<_>, _> =
+            messages.try_filter_map(|message| ready(Ok(neighbour(&message)))).try_collect().await;
+        found.map_err(|source| NetlinkError::Dump { what: "neighbours", source })
+    };
+    let mut found = tokio::select! {
+        answer = listed => answer?,
+        () = connection => return Err(NetlinkError::Closed),
+    };
+    found.truncate(MAX_NEIGHBOURS);
+    Ok(found)
+}
+
+/// `None` for one whose address is not known now.
+fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
+    use NeighbourState::{Failed, Incomplete};
+    if matches!(message.header.state, Failed | Incomplete) {
+        return None;
+    }
+    let (mut address, mut mac) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => {
+                address = Some(IpAddr::V4(*v4));
+            }
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => {
+                address = Some(IpAddr::V6(*v6));
+            }
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.as_slice().try_into().ok(),
+            _ => {}
+        }
+    }
+    Some(Neighbour { index: message.header.ifindex, address: address?, mac: mac? })
+}
+
 async fn ask(handle: &Handle, names: &InterfaceNames) -> Result<Snapshot, NetlinkError> {
     let dump = |what| move |source| NetlinkError::Dump { what, source };
     let links: Vec<LinkMessage> =
@@ -135,6 +184,7 @@ async fn ask(handle: &Handle, names: &InterfaceNames) -> Result<Snapshot, Netlin
         links,
         addresses: addresses.iter().filter_map(address).collect(),
         routes: routes.iter().flat_map(|message| routes_of(message, &tables)).collect(),
+        gateways: routes.iter().flat_map(|message| gateways_of(message, &tables)).collect(),
     })
 }
 
@@ -311,6 +361,26 @@ fn routes_of(message: &RouteMessage, tables: &HashSet<u32>) -> Vec<Route> {
     hops.into_iter().map(|(index, has_gateway)| Route { index, destination, has_gateway }).collect()
 }
 
+/// The routers among the next hops of a route.
+fn gateways_of(message: &RouteMessage, tables: &HashSet<u32>) -> Vec<IpAddr> {
+    if routes_of(message, tables).is_empty() {
+        return Vec::new();
+    }
+    let hops = message.attributes.iter().filter_map(|attribute| match attribute {
+        RouteAttribute::MultiPath(hops) => Some(hops),
+        _ => None,
+    });
+    let of_hops = hops.flatten().flat_map(|hop| &hop.attributes);
+    let address = |attribute: &RouteAttribute| match attribute {
+        RouteAttribute::Gateway(RouteAddress::Inet(address))
+        | RouteAttribute::Via(RouteVia::Inet(address)) => Some(IpAddr::V4(*address)),
+        RouteAttribute::Gateway(RouteAddress::Inet6(address))
+        | RouteAttribute::Via(RouteVia::Inet6(address)) => Some(IpAddr::V6(*address)),
+        _ => None,
+    };
+    message.attributes.iter().chain(of_hops).filter_map(address).collect()
+}
+
 /// Whether a next hop with these attributes is a router.
 fn leads_on(attributes: &[RouteAttribute]) -> bool {
     attributes
@@ -485,6 +555,56 @@ mod tests {
             routes(&message),
             [(2, "0.0.0.0/0".into(), true), (3, "0.0.0.0/0".into(), false)]
         );
+    }
+
+    #[test]
+    fn routers_are_told_from_routes_without_one() {
+        let v4 = |last| Ipv4Addr::new(10, 0, 0, last);
+        let gateway = |last| RouteAttribute::Gateway(RouteAddress::Inet(v4(last)));
+        let of = |message: &RouteMessage| gateways_of(message, &HashSet::from([254]));
+        let by_one = route_message(RouteType::Unicast, vec![gateway(1), RouteAttribute::Oif(2)]);
+        assert_eq!(of(&by_one), [IpAddr::from(v4(1))]);
+        let router = "fe80::1".parse().unwrap();
+        let via = RouteAttribute::Via(RouteVia::Inet6(router));
+        let mut hop = RouteNextHop::default();
+        hop.interface_index = 3;
+        hop.attributes = vec![gateway(2)];
+        let hops = vec![via, RouteAttribute::Oif(2), RouteAttribute::MultiPath(vec![hop])];
+        let expected = [IpAddr::V6(router), v4(2).into()];
+        assert_eq!(of(&route_message(RouteType::Unicast, hops)), expected);
+        let none = route_message(RouteType::Unicast, vec![RouteAttribute::Oif(2)]);
+        assert!(of(&none).is_empty());
+        let blackhole = route_message(RouteType::BlackHole, vec![gateway(1)]);
+        assert!(of(&blackhole).is_empty());
+    }
+
+    #[test]
+    fn neighbours_are_those_whose_ethernet_address_is_known() {
+        let mac = [2, 0, 0, 0, 0, 7];
+        let of = |state, address: IpAddr, mac: &[u8]| {
+            let mut message = NeighbourMessage::default();
+            message.header.ifindex = 2;
+            message.header.state = state;
+            let address = match address {
+                IpAddr::V4(address) => NeighbourAddress::Inet(address),
+                IpAddr::V6(address) => NeighbourAddress::Inet6(address),
+            };
+            message.attributes = vec![
+                NeighbourAttribute::Destination(address),
+                NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
+            ];
+            neighbour(&message)
+        };
+        for address in ["10.0.0.7", "fe80::7"] {
+            let address = address.parse().unwrap();
+            let expected = Some(Neighbour { index: 2, address, mac });
+            assert_eq!(of(NeighbourState::Stale, address, &mac), expected);
+            assert_eq!(of(NeighbourState::Permanent, address, &mac), expected);
+            assert_eq!(of(NeighbourState::Failed, address, &mac), None);
+            // InfiniBand's are longer, tunnels' as long as an IP address.
+            assert_eq!(of(NeighbourState::Stale, address, &[1; 20]), None);
+            assert_eq!(of(NeighbourState::Noarp, address, &[10, 0, 0, 7]), None);
+        }
     }
 
     #[test]

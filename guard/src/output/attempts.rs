@@ -3,7 +3,10 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::text::{View, count, escaped};
-use crate::{events::Attempt, store::HourLine};
+use crate::{
+    events::{Attempt, SourceFacts},
+    store::HourLine,
+};
 
 /// `01:02:03 drop no-rule 203.0.113.9:51234 → 198.51.100.4:11434 tcp SYN on eth0 (xdp), 3 packets`
 #[must_use]
@@ -20,7 +23,7 @@ pub fn attempt(attempt: &Attempt, view: &View) -> String {
     };
     let about = if attempt.sampled { "about " } else { "" };
     format!(
-        "{} {verdict} {} {} → {} {}{flags} {place} ({}), {about}{}\n",
+        "{} {verdict} {} {} → {} {}{flags} {place} ({}), {about}{}{}\n",
         view.time(attempt.time),
         escaped(&attempt.reason),
         end(attempt.source, attempt.source_port),
@@ -28,7 +31,46 @@ pub fn attempt(attempt: &Attempt, view: &View) -> String {
         escaped(&attempt.protocol),
         escaped(&attempt.hook),
         count(attempt.packets, "packet"),
+        facts(&attempt.facts),
     )
+}
+
+/// Labels that a line names.
+const MOST_LABELS: usize = 3;
+
+/// The longest name of a line.
+const MOST_NAME_CHARS: usize = 24;
+
+/// `; lan`, `; FR Lyon, AS64500 EXAMPLE, office`: what is known of the source. Most are public: that is not said.
+fn facts(facts: &SourceFacts) -> String {
+    let known = known(facts);
+    if known.is_empty() { known } else { format!("; {known}") }
+}
+
+/// `FR Lyon, AS64500 EXAMPLE, office`
+pub(super) fn known(facts: &SourceFacts) -> String {
+    let class = facts.class.as_deref().filter(|class| *class != "public").map(escaped);
+    let name = |name: &Option<String>| name.as_deref().map(short);
+    let place = [name(&facts.country), name(&facts.city)];
+    let place: Vec<String> = place.into_iter().flatten().collect();
+    let number = facts.asn.map(|asn| format!("AS{asn}"));
+    let network: Vec<String> = number.into_iter().chain(name(&facts.as_name)).collect();
+    let mut parts: Vec<String> =
+        class.into_iter().chain([place.join(" "), network.join(" ")]).collect();
+    parts.extend(facts.labels.iter().take(MOST_LABELS).map(|label| escaped(label)));
+    if let Some(more) = facts.labels.len().checked_sub(MOST_LABELS).filter(|more| *more > 0) {
+        parts.push(format!("and {}", count(more as u64, "label")));
+    }
+    parts.retain(|part| !part.is_empty());
+    parts.join(", ")
+}
+
+fn short(name: &str) -> String {
+    let mut short: String = name.chars().take(MOST_NAME_CHARS).collect();
+    if short.len() < name.len() {
+        short = format!("{}…", short.trim_end());
+    }
+    escaped(&short)
 }
 
 fn end(address: IpAddr, port: Option<u16>) -> String {
@@ -47,7 +89,7 @@ pub fn lagged(attempts: u64) -> String {
     )
 }
 
-/// `01:02:03 to 01:59:00 drop no-rule 203.0.113.9 → port 11434 tcp, 3 packets in 2 attempts (history)`
+/// `01:02:03 to 01:59:00 drop no-rule 203.0.113.9 → port 11434 tcp, 3 packets in 2 attempts (history); FR, AS64500 EXAMPLE`
 #[must_use]
 pub fn hour(hour: &HourLine, view: &View) -> String {
     let verdict = escaped(&hour.verdict);
@@ -55,7 +97,7 @@ pub fn hour(hour: &HourLine, view: &View) -> String {
     let source = hour.source.as_deref().unwrap_or("other sources");
     let port = hour.port.map_or_else(String::new, |port| format!(" → port {port}"));
     format!(
-        "{} to {} {verdict} {} {}{port} {}, {} in {} (history)\n",
+        "{} to {} {verdict} {} {}{port} {}, {} in {} (history){}\n",
         view.time(hour.first_seen),
         view.time(hour.last_seen),
         escaped(&hour.reason),
@@ -63,6 +105,7 @@ pub fn hour(hour: &HourLine, view: &View) -> String {
         escaped(&hour.protocol),
         count(hour.totals.packets, "packet"),
         count(hour.totals.attempts, "attempt"),
+        facts(&hour.facts),
     )
 }
 
@@ -102,6 +145,32 @@ mod tests {
             attempt(&three, &view()),
             "01:02:03 drop no-rule 203.0.113.9:51234 → 198.51.100.4:11434 tcp SYN on eth0 (xdp), 3 packets\n"
         );
+    }
+
+    #[test]
+    fn what_is_known_of_the_source_stands_at_the_end() {
+        let end = |facts: SourceFacts| {
+            let line = attempt(&Attempt { facts, ..example() }, &view());
+            line.split_once("1 packet").unwrap().1.to_owned()
+        };
+        let class = |class: &str| Some(class.to_owned());
+        let public = SourceFacts { class: class("public"), ..SourceFacts::default() };
+        assert_eq!(end(public.clone()), "\n");
+        assert_eq!(end(SourceFacts { class: class("lan"), ..public.clone() }), "; lan\n");
+        let all = SourceFacts {
+            class: class("vpn"),
+            country: Some("FR".into()),
+            city: Some("Lyon".into()),
+            asn: Some(64500),
+            as_name: Some("A name that is longer than a line has room for".into()),
+            labels: ["a", "b\u{1b}[31m", "c", "d", "e"].map(Into::into).to_vec(),
+        };
+        assert_eq!(
+            end(all),
+            "; vpn, FR Lyon, AS64500 A name that is longer th…, a, b\\u{1b}[31m, c, and 2 labels\n"
+        );
+        let network = SourceFacts { asn: Some(7), ..public };
+        assert_eq!(end(network), "; AS7\n");
     }
 
     #[test]

@@ -1,10 +1,13 @@
 //! `guard sources`: who sent the most.
 
-use super::text::{Page, View, bytes, columns, count, escaped};
+use super::{
+    attempts::known,
+    text::{Page, View, bytes, columns, count, escaped},
+};
 use crate::store::{SourceLine, Sources};
 
-/// The most ports and labels that one line names.
-const MOST_NAMED: usize = 4;
+/// The most ports that one line names.
+const MOST_PORTS: usize = 4;
 
 /// A line for each source, and what all of them come to.
 #[must_use]
@@ -36,34 +39,25 @@ pub fn sources(answer: &Sources, view: &View) -> String {
 }
 
 fn row(source: &SourceLine, view: &View) -> Vec<String> {
-    let facts = &source.facts;
-    let network = match (facts.asn, facts.as_name.as_deref()) {
-        (Some(number), Some(name)) => Some(format!("AS{number} {}", escaped(name))),
-        (Some(number), None) => Some(format!("AS{number}")),
-        (None, name) => name.map(escaped),
-    };
-    let mut known: Vec<String> = facts.country.iter().map(|country| escaped(country)).collect();
-    known.extend(network);
-    known.extend(named(&facts.labels));
     vec![
         escaped(&source.source),
         source.totals.packets.to_string(),
         source.totals.attempts.to_string(),
         view.time(source.first_seen),
         view.time(source.last_seen),
-        named(&source.ports).unwrap_or_default(),
-        known.join(", "),
+        ports(&source.ports),
+        known(&source.facts),
     ]
 }
 
-/// The first of some words, and how many there are more.
-fn named(words: &[String]) -> Option<String> {
-    let (shown, more) = words.split_at(words.len().min(MOST_NAMED));
-    let mut shown: Vec<String> = shown.iter().map(|word| escaped(word)).collect();
+/// The first of them, and how many there are more.
+fn ports(all: &[String]) -> String {
+    let (shown, more) = all.split_at(all.len().min(MOST_PORTS));
+    let mut shown: Vec<String> = shown.iter().map(|port| escaped(port)).collect();
     if !more.is_empty() {
         shown.push(format!("{} more", more.len()));
     }
-    (!shown.is_empty()).then(|| shown.join(", "))
+    shown.join(", ")
 }
 
 #[cfg(test)]
@@ -106,7 +100,7 @@ mod tests {
         assert_eq!(
             sources(&answer, &view()),
             "  source             packets  attempts  first seen           last seen  ports          known of it\n  \
-             203.0.113.9        1234     4         2026-11-20 01:02:03  01:02:03   11434          FR, AS64500 EX\\u{1b}AMPLE, a, b, c, d, 2 more\n  \
+             203.0.113.9        1234     4         2026-11-20 01:02:03  01:02:03   11434          FR, AS64500 EX\\u{1b}AMPLE, a, b, c, and 3 labels\n  \
              2001:db8:1:2::/64  1234     4         2026-11-20 01:02:03  01:02:03   11434, udp/53\n\
              2 of 1,000 sources: 1,234 packets in 4 attempts, 74.0 kB\n"
         );

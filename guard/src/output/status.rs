@@ -50,6 +50,9 @@ pub fn status(status: &Status, view: &View) -> String {
     totals(&status.counters, &mut page);
     unreported(status, view, &mut page);
     history(status, view, &mut page);
+    for problem in &status.enrich_problems {
+        page.line(format!("{} {}", view.notable("note:"), escaped(problem)));
+    }
     page.line(next(status));
     page.into_text()
 }
@@ -384,6 +387,7 @@ pub(crate) mod tests {
             version: "0.1.0".into(),
             trial: None,
             rolled_back: false,
+            enrich_problems: Vec::new(),
         }
     }
 

@@ -117,14 +117,11 @@ fn usable(address: IpAddr, length: u8) -> Option<IpNet> {
 }
 
 #[cfg(test)]
-#[path = "../../../tests/src/mmdb.rs"]
-mod mmdb;
-
-#[cfg(test)]
 mod tests {
     use std::fs;
 
-    use super::{mmdb::Fact, *};
+    use super::*;
+    use crate::mmdb::{self, Fact};
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()

@@ -4,10 +4,9 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use ipnet::IpNet;
@@ -18,7 +17,7 @@ use super::{
     names::{Answer, Known, MAX_NAMES, few},
 };
 use crate::{
-    bounded_file,
+    bounded_file::{self, Stamp},
     control::{Failure, Refresh},
     output::text::count_of,
     progress::{Current, Progress, Step},
@@ -36,9 +35,6 @@ const MAX_SETS: usize = 256;
 
 /// How often it is noted how far reading has come.
 const LINES_PER_NOTE: usize = 1_024;
-
-/// A file that was changed so recently may still be being written.
-const SETTLED: Duration = Duration::from_secs(1);
 
 /// Why a set could not be read. Nothing has changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -80,30 +76,6 @@ impl SetError {
 impl From<SetError> for Failure {
     fn from(error: SetError) -> Self {
         Self::failed(error.to_string(), error.fix())
-    }
-}
-
-/// Which file it was, as far as its directory entry tells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    bytes: u64,
-    modified_ns: (i64, i64),
-    changed_ns: (i64, i64),
-}
-
-impl Stamp {
-    /// Of the file that a path leads to; `None` where there is none.
-    fn of(path: &Path) -> Option<Self> {
-        let it = fs::metadata(path).ok()?;
-        Some(Self {
-            device: it.dev(),
-            inode: it.ino(),
-            bytes: it.size(),
-            modified_ns: (it.mtime(), it.mtime_nsec()),
-            changed_ns: (it.ctime(), it.ctime_nsec()),
-        })
     }
 }
 
@@ -251,7 +223,7 @@ impl Sets {
             if stamps == read.stamps {
                 continue;
             }
-            if stamps.iter().flatten().all(|stamp| is_settled(stamp, now)) {
+            if stamps.iter().flatten().all(|stamp| stamp.is_settled(now)) {
                 changed.push(source.clone());
             } else {
                 reread.is_unfinished = true;
@@ -371,17 +343,6 @@ impl Sets {
     pub fn ask_now(&mut self) {
         self.names.values_mut().for_each(Known::ask_now);
     }
-}
-
-fn is_settled(stamp: &Stamp, now: SystemTime) -> bool {
-    let (seconds, nanoseconds) = stamp.modified_ns.max(stamp.changed_ns);
-    let (Ok(seconds), Ok(nanoseconds)) = (u64::try_from(seconds), u32::try_from(nanoseconds))
-    else {
-        return true;
-    };
-    let changed = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanoseconds);
-    // One of the future is as settled as it will ever be.
-    now.duration_since(changed).map_or(true, |age| age >= SETTLED)
 }
 
 fn stamps(source: &Source, mmdb: &[PathBuf]) -> Vec<Option<Stamp>> {
@@ -554,7 +515,7 @@ mod tests {
 
     /// Long enough after what was written.
     fn later() -> SystemTime {
-        SystemTime::now() + SETTLED
+        SystemTime::now() + bounded_file::SETTLED
     }
 
     #[test]

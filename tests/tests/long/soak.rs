@@ -23,7 +23,7 @@ use guard_tests::{
     lab::{CLIENT, Lab, OLLAMA, SERVER},
     product::{Attach, Guard},
     traffic::call_until,
-    wait::{EndOnDrop, until},
+    wait::{EndOnDrop, until, until_none},
     wire,
 };
 
@@ -32,6 +32,9 @@ const SHORT: Duration = Duration::from_mins(2);
 
 /// Memory that differs by no more has not grown: what is busy differs from one moment to the next.
 const NOISE_MIB: f64 = 8.0;
+
+/// Threads that differ by no more have not grown: as many wait for work as once had some at the same time.
+const NOISE_THREADS: usize = 8;
 
 fn span() -> Duration {
     let seconds = env::var(SECONDS).ok();
@@ -70,14 +73,21 @@ impl Holdings {
         }
     }
 
-    fn has_grown_since(&self, before: &Self) -> bool {
-        self.daemon_mib > before.daemon_mib + NOISE_MIB
-            || self.files > before.files
-            || self.threads > before.threads
-            || self.links > before.links
-            || self.pins > before.pins
-            || self.map_bytes > before.map_bytes
-            || self.source_bytes > before.source_bytes
+    /// What is more than it may be, as `what: that, now`.
+    fn growth_since(&self, before: &Self) -> Vec<String> {
+        let (now, may_be) = (self.daemon_mib, before.daemon_mib + NOISE_MIB);
+        let memory = (now > may_be).then(|| format!("the daemon's MiB: {may_be:.1}, {now:.1}"));
+        let counted = [
+            ("files", before.files as u64, self.files as u64),
+            ("threads", (before.threads + NOISE_THREADS) as u64, self.threads as u64),
+            ("links", before.links as u64, self.links as u64),
+            ("pins", before.pins as u64, self.pins as u64),
+            ("bytes of maps", before.map_bytes, self.map_bytes),
+            ("bytes of the source table", before.source_bytes, self.source_bytes),
+        ];
+        let counted = counted.into_iter().filter(|(_, may_be, now)| now > may_be);
+        let counted = counted.map(|(what, may_be, now)| format!("{what}: {may_be}, {now}"));
+        memory.into_iter().chain(counted).collect()
     }
 }
 
@@ -211,7 +221,7 @@ fn all_at_once_for_a_while() {
     assert_eq!(reached.len() as u64, answered);
     assert!(reached.iter().all(|peer| CLIENT.has(peer.ip())));
     assert!(!guard.log().contains("panicked"), "{}", guard.log());
-    until("nothing has grown", || !Holdings::of(&guard, &lab).has_grown_since(&before));
+    until_none("of these has grown", || Holdings::of(&guard, &lab).growth_since(&before));
     println!(
         "{sent} packets dropped, {answered} calls answered, {} policies; {before:?}, then {:?}",
         guard.generation(),

@@ -837,7 +837,7 @@ proptest! {
             has_gateway,
         });
         let snapshot =
-            Snapshot { links: links.collect(), routes: routes.collect(), addresses: vec![] };
+            Snapshot { links: links.collect(), routes: routes.collect(), ..Snapshot::default() };
         let interfaces = classify(&snapshot);
         prop_assert_eq!(interfaces.len(), snapshot.links.len());
         for (interface, link) in interfaces.iter().zip(&snapshot.links) {
