@@ -1,4 +1,4 @@
-//! Attempts, kept for those who ask later: one row for each source, port, kind and hour, in an SQLite database.
+//! Attempts, kept for those who ask later: one row for each source, port, kind and hour, in a database of `SQLite`.
 //!
 //! What comes is folded in memory ([`fold`]) and written once a second by a thread of its own ([`writer`]), so that a slow disk
 //! holds up nobody. Readers ([`query`]) have connections of their own, which can write nothing and keep nobody from writing.
@@ -20,8 +20,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    database::{Database, DatabaseError},
     filter::{EventsQuery, Filter, SourcesQuery},
-    fold::SourceKey,
+    fold::{Fold, SourceKey},
     writer::Writer,
 };
 use crate::events::SourceFacts;

@@ -516,6 +516,64 @@ fn events_without_following_are_those_kept() {
 }
 
 #[test]
+fn events_are_filtered_by_the_daemon() {
+    let served = Served::start();
+    let from =
+        |source: &str, packets| Attempt { source: source.parse().unwrap(), ..attempt(packets) };
+    served.hub.publish(from("192.0.2.1", 1));
+    let query = |follow| EventsQuery {
+        follow,
+        since: Some(60),
+        source: Some("198.51.100.0/24".into()),
+        port: Some("11434".into()),
+        ..EventsQuery::default()
+    };
+    served.hub.publish(from("198.51.100.1", 2));
+    served.hub.publish(Attempt { port: Some(53), ..from("198.51.100.1", 3) });
+    let mut taken = Vec::new();
+    let result = served.client().events(&query(false), |line| {
+        taken.push(packets(&line));
+        ControlFlow::Continue(())
+    });
+    result.unwrap();
+    assert_eq!(taken, [2]);
+
+    let (tell, heard) = mpsc::channel();
+    let follower = std::thread::spawn({
+        let client = served.client();
+        move || {
+            client.events(&query(true), |line| {
+                tell.send(packets(&line)).unwrap();
+                ControlFlow::Continue(())
+            })
+        }
+    });
+    let patience = Duration::from_secs(20);
+    assert_eq!(heard.recv_timeout(patience).unwrap(), 2);
+    served.hub.publish(from("192.0.2.1", 4));
+    served.hub.publish(from("198.51.100.2", 5));
+    assert_eq!(heard.recv_timeout(patience).unwrap(), 5);
+    served.stop.send_replace(true);
+    follower.join().unwrap().unwrap();
+}
+
+#[test]
+fn sources_are_asked_of_the_control_plane_word_by_word() {
+    let served = Served::start();
+    let query = SourcesQuery {
+        top: Some(3),
+        since: Some(60),
+        label: Some("a label&=%2 ü".into()),
+        ..SourcesQuery::default()
+    };
+    assert_eq!(served.client().sources(&query).unwrap().matching, 7);
+    assert_eq!(served.asked(), [format!("sources {query:?}")]);
+    let wrong = SourcesQuery { port: Some("0".into()), ..SourcesQuery::default() };
+    let failure = served.client().sources(&wrong).unwrap_err();
+    assert_eq!(failure.kind, FailureKind::BadRequest);
+}
+
+#[test]
 fn followers_hear_of_attempts_as_they_come_until_the_daemon_ends() {
     let served = Served::start();
     served.hub.publish(attempt(1));

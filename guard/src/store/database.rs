@@ -23,7 +23,7 @@ use crate::{bounded_file, events::SourceFacts, history::bounded};
 /// Whoever may read the machine's logs reads it by its group.
 const MODE: u32 = 0o640;
 
-/// "GRDh", by which a file of guard's is known.
+/// Letters of guard's, by which a file of its own is known.
 const APPLICATION_ID: i64 = 0x4752_4468;
 
 /// The newest layout of the tables that is known.
@@ -200,13 +200,12 @@ impl Database {
                 source = SourceKey::Others;
                 is_new = !places.contains(&(source, key.port, kind));
             }
-            let id = match ids.get(&source) {
-                Some(id) => *id,
-                None => {
-                    let span = spans.get(&source).unwrap_or(row);
-                    let id = source_id(&transaction, source, fold.facts.get(&source), span)?;
-                    *ids.entry(source).or_insert(id)
-                }
+            let id = if let Some(id) = ids.get(&source) {
+                *id
+            } else {
+                let span = spans.get(&source).unwrap_or(row);
+                let id = source_id(&transaction, source, fold.facts.get(&source), span)?;
+                *ids.entry(source).or_insert(id)
             };
             add_row(&transaction, key, id, kind, row)?;
             if is_new {

@@ -44,6 +44,7 @@ impl From<IpAddr> for SourceKey {
 
 impl SourceKey {
     /// As it stands in the database: in the order of addresses, and of another length for each kind.
+    #[must_use]
     pub fn to_bytes(self) -> Vec<u8> {
         match self {
             Self::V4(bits) => bits.to_be_bytes().into(),
@@ -53,6 +54,7 @@ impl SourceKey {
     }
 
     /// `None` for bytes that guard has not written.
+    #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         match bytes.len() {
             0 => Some(Self::Others),

@@ -6,7 +6,8 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BinaryHeap, HashMap},
+    collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap},
+    fmt::Write,
     path::Path,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
@@ -52,6 +53,15 @@ struct SourceRow {
     first_ms: i64,
 }
 
+/// A source by how much it sent: of two that sent the same, the one heard of first.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Ranked {
+    packets: u64,
+    id: Reverse<i64>,
+    attempts: u64,
+    bytes: u64,
+}
+
 /// Sources by whether they were ever heard of before a span.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Newcomers {
@@ -65,6 +75,35 @@ pub struct Group {
     pub sources: u64,
     pub totals: Totals,
 }
+
+/// An autonomous system, as far as it is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Network {
+    pub number: Option<u32>,
+    pub name: Option<String>,
+}
+
+/// What rows have to be, in SQL, and the values in it.
+#[derive(Default)]
+struct Condition {
+    parts: Vec<String>,
+    values: Vec<Box<dyn ToSql>>,
+}
+
+impl Condition {
+    fn text(&self) -> String {
+        if self.parts.is_empty() { "1".to_owned() } else { self.parts.join(" AND ") }
+    }
+
+    fn and(mut self, other: Self) -> Self {
+        self.parts.extend(other.parts);
+        self.values.extend(other.values);
+        self
+    }
+}
+
+/// What the attempts of a row have in common.
+type RowKey = (i64, SourceKey, u16, Kind);
 
 impl Group {
     fn add(&mut self, totals: Totals) {
@@ -143,10 +182,11 @@ impl History {
     /// As [`Self::sources`].
     pub fn ports(&self, filter: &Filter) -> Result<Vec<(Option<String>, Totals)>, Failure> {
         // The port in front of the kind, which tells the protocol.
-        let groups = self.sums("port * 65536 + kind", filter)?;
+        let groups = self.sums("(port << 32) + kind", filter)?;
         let mut ports: BTreeMap<Option<String>, Totals> = BTreeMap::new();
         for (number, totals) in groups {
-            let port = self.port((number >> 16) as u16, number & 0xffff);
+            let port = u16::try_from(number >> 32).unwrap_or_default();
+            let port = self.port(port, number & i64::from(u32::MAX));
             *ports.entry(port).or_default() += totals;
         }
         Ok(most_first(ports, |totals| totals.packets))
@@ -164,12 +204,8 @@ impl History {
     ///
     /// # Errors
     /// As [`Self::sources`].
-    #[expect(clippy::type_complexity, reason = "a list of pairs, whose first is one")]
-    pub fn networks(
-        &self,
-        filter: &Filter,
-    ) -> Result<Vec<((Option<u32>, Option<String>), Group)>, Failure> {
-        self.by_facts(filter, |facts| (facts.asn, facts.as_name))
+    pub fn networks(&self, filter: &Filter) -> Result<Vec<(Network, Group)>, Failure> {
+        self.by_facts(filter, |facts| Network { number: facts.asn, name: facts.as_name })
     }
 
     /// How many sources of a span are new, and how many were heard of before it.
@@ -195,19 +231,20 @@ impl History {
     /// When the history can't be read, or that takes too long.
     pub fn sources(&self, filter: &Filter, most: usize) -> Result<Sources, Failure> {
         let mut answer = Sources::default();
-        let mut top: BinaryHeap<Reverse<(u64, Reverse<i64>, [u64; 2])>> = BinaryHeap::new();
+        // The least of them is on top.
+        let mut top: BinaryHeap<Reverse<Ranked>> = BinaryHeap::new();
         let others = self.each_source(filter, |source, totals| {
             answer.matching += 1;
             answer.total += totals;
-            let rest = [totals.attempts, totals.bytes];
-            top.push(Reverse((totals.packets, Reverse(source.id), rest)));
+            let Totals { attempts, packets, bytes } = totals;
+            top.push(Reverse(Ranked { packets, id: Reverse(source.id), attempts, bytes }));
             if top.len() > most {
                 top.pop();
             }
         })?;
         answer.others = others;
-        let wanted = self.ports_of(filter, top.iter().map(|Reverse((_, Reverse(id), _))| *id))?;
-        for Reverse((packets, Reverse(id), [attempts, bytes])) in top.into_sorted_vec() {
+        let wanted = self.ports_of(filter, top.iter().map(|Reverse(ranked)| ranked.id.0))?;
+        for Reverse(Ranked { packets, id: Reverse(id), attempts, bytes }) in top.into_sorted_vec() {
             let totals = Totals { attempts, packets, bytes };
             let ports = wanted.get(&id).cloned().unwrap_or_default();
             answer.sources.extend(self.source_line(id, totals, ports)?);
@@ -226,7 +263,7 @@ impl History {
         without: impl IntoIterator<Item = &'a Attempt>,
         most: usize,
     ) -> Result<(Vec<HourLine>, u64), Failure> {
-        let mut singly: HashMap<(i64, SourceKey, u16, Kind), Totals> = HashMap::new();
+        let mut singly: HashMap<RowKey, Totals> = HashMap::new();
         for attempt in without {
             let kind = Kind {
                 protocol: attempt.protocol.clone(),
@@ -238,7 +275,7 @@ impl History {
             *singly.entry(key).or_default() +=
                 Totals { attempts: 1, packets: attempt.packets, bytes: attempt.bytes };
         }
-        let (condition, values) = self.condition(filter)?;
+        let condition = self.condition(filter)?;
         let mut lines = Vec::new();
         let mut left_out = 0;
         self.each_row(
@@ -246,9 +283,10 @@ impl History {
                 "SELECT hour, port, kind, row.first_seen, row.last_seen, attempts, packets, bytes, address, \
                  class, country, asn, as_name, labels \
                  FROM row JOIN source ON source.id = row.source JOIN facts ON facts.id = source.facts \
-                 WHERE {condition} ORDER BY hour DESC"
+                 WHERE {} ORDER BY hour DESC",
+                condition.text()
             ),
-            &values,
+            &condition.values,
             |row| {
                 if lines.len() >= most {
                     left_out += 1;
@@ -271,7 +309,7 @@ impl History {
     fn hour_line(
         &self,
         row: &Row<'_>,
-        singly: &HashMap<(i64, SourceKey, u16, Kind), Totals>,
+        singly: &HashMap<RowKey, Totals>,
     ) -> rusqlite::Result<Option<HourLine>> {
         let (hour, port): (i64, u16) = (row.get(0)?, row.get(1)?);
         let Some(kind) = self.kinds.get(&row.get(2)?) else { return Ok(None) };
@@ -309,17 +347,18 @@ impl History {
 
     /// The sums of what a filter admits, by a number that each row has.
     fn sums(&self, number: &str, filter: &Filter) -> Result<Vec<(i64, Totals)>, Failure> {
-        let (condition, values) = self.condition(filter)?;
+        let condition = self.condition(filter)?;
         let tables = if filter.is_of_sources() {
             "row JOIN source ON source.id = row.source JOIN facts ON facts.id = source.facts"
         } else {
             "row"
         };
         let text = format!(
-            "SELECT {number}, attempts, packets, bytes FROM {tables} WHERE {condition} ORDER BY hour"
+            "SELECT {number}, attempts, packets, bytes FROM {tables} WHERE {} ORDER BY hour",
+            condition.text()
         );
         let mut sums: BTreeMap<i64, Totals> = BTreeMap::new();
-        self.each_row(&text, &values, |row| {
+        self.each_row(&text, &condition.values, |row| {
             *sums.entry(row.get(0)?).or_default() += totals(row, 1)?;
             Ok(())
         })?;
@@ -333,7 +372,7 @@ impl History {
     ) -> Result<Vec<(K, Group)>, Failure> {
         let mut by_id: HashMap<i64, Group> = HashMap::new();
         self.each_source(filter, |source, totals| {
-            by_id.entry(source.facts).or_default().add(totals)
+            by_id.entry(source.facts).or_default().add(totals);
         })?;
         let all: HashMap<i64, SourceFacts> = self.all_facts()?.into_iter().collect();
         let mut groups: BTreeMap<K, Group> = BTreeMap::new();
@@ -355,8 +394,8 @@ impl History {
     ) -> Result<Totals, Failure> {
         // Nothing that panics with it leaves anything half done.
         let _turn = SUMMING.lock().unwrap_or_else(PoisonError::into_inner);
-        let (rows, row_values) = self.condition_of_rows(filter)?;
-        let (sources, source_values) = self.condition_of_sources(filter)?;
+        let rows = self.condition_of_rows(filter);
+        let sources = self.condition_of_sources(filter)?;
         let mut others = Totals::default();
         let mut first = 0;
         while let Some(from) = self.next_source(first)? {
@@ -364,9 +403,10 @@ impl History {
             let mut held: Vec<Totals> = Vec::new();
             let place = |id: i64| usize::try_from(id.saturating_sub(from)).ok();
             let of_these = format!(
-                "SELECT source, attempts, packets, bytes FROM row WHERE source >= {from} AND source < {end} AND {rows}"
+                "SELECT source, attempts, packets, bytes FROM row WHERE source >= {from} AND source < {end} AND {}",
+                rows.text()
             );
-            self.each_row(&of_these, &row_values, |row| {
+            self.each_row(&of_these, &rows.values, |row| {
                 let Some(place) = place(row.get(0)?) else { return Ok(()) };
                 if held.len() <= place {
                     held.resize(place + 1, Totals::default());
@@ -377,9 +417,10 @@ impl History {
                 Ok(())
             })?;
             let these = format!(
-                "SELECT id, facts, first_seen FROM source WHERE id >= {from} AND id < {end} AND {sources} ORDER BY id"
+                "SELECT id, facts, first_seen FROM source WHERE id >= {from} AND id < {end} AND {} ORDER BY id",
+                sources.text()
             );
-            self.each_row(&these, &source_values, |row| {
+            self.each_row(&these, &sources.values, |row| {
                 let source =
                     SourceRow { id: row.get(0)?, facts: row.get(1)?, first_ms: row.get(2)? };
                 let totals = place(source.id).and_then(|place| held.get(place).copied());
@@ -411,23 +452,27 @@ impl History {
         filter: &Filter,
         ids: impl Iterator<Item = i64>,
     ) -> Result<HashMap<i64, Vec<String>>, Failure> {
-        let (rows, mut values) = self.condition_of_rows(filter)?;
-        values.insert(0, json_list(ids));
-        let mut found: HashMap<i64, BTreeMap<(u16, i64), ()>> = HashMap::new();
+        let is_one = Condition {
+            parts: vec!["source IN (SELECT value FROM json_each(?))".to_owned()],
+            values: vec![json_list(ids)],
+        };
+        let condition = is_one.and(self.condition_of_rows(filter));
+        let mut found: HashMap<i64, BTreeSet<(u16, i64)>> = HashMap::new();
         // Each hour has its sources in order: so they are looked up in each, and the others not read.
         let text = format!(
             "WITH RECURSIVE hours (hour) AS (SELECT min(hour) FROM row UNION ALL \
              SELECT (SELECT min(hour) FROM row WHERE row.hour > hours.hour) FROM hours WHERE hour IS NOT NULL) \
              SELECT source, port, kind FROM hours CROSS JOIN row ON row.hour = hours.hour \
-             WHERE source IN (SELECT value FROM json_each(?)) AND {rows}"
+             WHERE {}",
+            condition.text()
         );
-        self.each_row(&text, &values, |row| {
-            found.entry(row.get(0)?).or_default().insert((row.get(1)?, row.get(2)?), ());
+        self.each_row(&text, &condition.values, |row| {
+            found.entry(row.get(0)?).or_default().insert((row.get(1)?, row.get(2)?));
             Ok(())
         })?;
-        let shown = |(id, ports): (i64, BTreeMap<(u16, i64), ()>)| {
+        let shown = |(id, ports): (i64, BTreeSet<(u16, i64)>)| {
             let mut shown: Vec<String> =
-                ports.into_keys().filter_map(|(port, kind)| self.port(port, kind)).collect();
+                ports.into_iter().filter_map(|(port, kind)| self.port(port, kind)).collect();
             shown.dedup();
             (id, shown)
         };
@@ -472,64 +517,56 @@ impl History {
         }
     }
 
-    /// What a row has to be, in SQL, and the values in it.
-    fn condition(&self, filter: &Filter) -> Result<(String, Vec<Box<dyn ToSql>>), Failure> {
-        let (rows, mut values) = self.condition_of_rows(filter)?;
-        if !filter.is_of_sources() {
-            return Ok((rows, values));
-        }
-        let (sources, more) = self.condition_of_sources(filter)?;
-        values.extend(more);
-        Ok((format!("{rows} AND {sources}"), values))
+    fn condition(&self, filter: &Filter) -> Result<Condition, Failure> {
+        let rows = self.condition_of_rows(filter);
+        Ok(if filter.is_of_sources() { rows.and(self.condition_of_sources(filter)?) } else { rows })
     }
 
-    fn condition_of_rows(&self, filter: &Filter) -> Result<(String, Vec<Box<dyn ToSql>>), Failure> {
-        let mut parts = vec!["1".to_owned()];
-        let mut values: Vec<Box<dyn ToSql>> = Vec::new();
+    fn condition_of_rows(&self, filter: &Filter) -> Condition {
+        let mut condition = Condition::default();
         if let Some(since) = filter.since {
             let hour = hour_of(since);
             let offset_ms = since.as_millisecond() - hour.saturating_mul(HOUR_MS);
-            parts.push("row.hour >= ? AND (row.hour > ? OR row.last_seen >= ?)".to_owned());
-            values.extend([hour, hour, offset_ms].map(|it| Box::new(it) as Box<dyn ToSql>));
+            condition.parts.push("hour >= ? AND (hour > ? OR row.last_seen >= ?)".to_owned());
+            for value in [hour, hour, offset_ms] {
+                condition.values.push(Box::new(value));
+            }
         }
         if let Some(port) = filter.port {
             let protocol = port.protocol.name();
             let is_of = |(_, kind): &(&i64, &Kind)| kind.protocol == protocol;
-            let kinds: Vec<String> =
-                self.kinds.iter().filter(is_of).map(|(id, _)| id.to_string()).collect();
-            parts.push(format!("row.port = ? AND row.kind IN ({})", kinds.join(", ")));
-            values.push(Box::new(port.number));
+            let kinds = self.kinds.iter().filter(is_of).map(|(id, _)| *id);
+            condition
+                .parts
+                .push("port = ? AND kind IN (SELECT value FROM json_each(?))".to_owned());
+            condition.values.push(Box::new(port.number));
+            condition.values.push(json_list(kinds));
         }
-        Ok((parts.join(" AND "), values))
+        condition
     }
 
     /// The others are wanted where no certain sources are.
-    fn condition_of_sources(
-        &self,
-        filter: &Filter,
-    ) -> Result<(String, Vec<Box<dyn ToSql>>), Failure> {
-        let mut parts = vec!["1".to_owned()];
-        let mut values: Vec<Box<dyn ToSql>> = Vec::new();
+    fn condition_of_sources(&self, filter: &Filter) -> Result<Condition, Failure> {
+        let mut condition = Condition::default();
         if let Some((first, last)) = filter.source_range() {
+            // Addresses of a family are of one length.
             let bytes = first.to_bytes().len();
-            parts.push(format!(
-                "length(source.address) = {bytes} AND source.address BETWEEN ? AND ?"
-            ));
-            values.push(Box::new(first.to_bytes()));
-            values.push(Box::new(last.to_bytes()));
+            condition.parts.push(format!("length(address) = {bytes} AND address BETWEEN ? AND ?"));
+            condition.values.push(Box::new(first.to_bytes()));
+            condition.values.push(Box::new(last.to_bytes()));
         }
         if filter.label.is_some() || filter.country.is_some() {
-            let is_wanted = |(_, facts): &(i64, SourceFacts)| {
+            let is_wanted = |(_, facts): &&(i64, SourceFacts)| {
                 let country = facts.country.as_deref();
                 filter.label.as_ref().is_none_or(|label| has_label(&facts.labels, label))
                     && filter.country.is_none_or(|wanted| is_country(country, wanted))
             };
             let all = self.all_facts()?;
-            let ids = all.iter().filter(|facts| is_wanted(facts)).map(|(id, _)| *id);
-            parts.push("source.facts IN (SELECT value FROM json_each(?))".to_owned());
-            values.push(json_list(ids));
+            let ids = all.iter().filter(is_wanted).map(|(id, _)| *id);
+            condition.parts.push("source.facts IN (SELECT value FROM json_each(?))".to_owned());
+            condition.values.push(json_list(ids));
         }
-        Ok((parts.join(" AND "), values))
+        Ok(condition)
     }
 
     fn all_facts(&self) -> Result<Vec<(i64, SourceFacts)>, Failure> {
@@ -568,7 +605,7 @@ impl Filter {
     }
 }
 
-/// Where SQLite finds the file (sqlite.org/uri.html). One that is `alone` does not change while it is read.
+/// Where the database engine finds the file (<https://sqlite.org/uri.html>). One that is `alone` does not change while it is read.
 fn uri(path: &Path, is_alone: bool) -> String {
     let mut uri = "file:".to_owned();
     for byte in path.as_os_str().as_encoded_bytes() {
@@ -576,7 +613,10 @@ fn uri(path: &Path, is_alone: bool) -> String {
             b'/' | b'-' | b'_' | b'.' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => {
                 uri.push(char::from(*byte));
             }
-            _ => uri.push_str(&format!("%{byte:02X}")),
+            _ => {
+                // Nothing goes wrong that writes to memory.
+                let _ = write!(uri, "%{byte:02X}");
+            }
         }
     }
     if is_alone {

@@ -60,7 +60,9 @@ fn attempt(source: &str, second: i64, packets: u64) -> Attempt {
 
 fn fold(attempts: &[Attempt]) -> Fold {
     let mut fold = Fold::default();
-    attempts.iter().for_each(|attempt| fold.add(attempt));
+    for attempt in attempts {
+        fold.add(attempt);
+    }
     fold
 }
 
@@ -236,7 +238,10 @@ fn sums_are_had_by_hour_port_country_and_network() {
         .collect();
     assert_eq!(countries, [(Some("FR"), 2, 16), (None, 3, 10)]);
     let networks = history.networks(&all()).unwrap();
-    assert_eq!(networks.first().unwrap().0, (Some(64_500), Some("EXAMPLE".to_owned())));
+    assert_eq!(
+        networks.first().unwrap().0,
+        query::Network { number: Some(64_500), name: Some("EXAMPLE".to_owned()) }
+    );
     // The newest two of five were never heard of more than eight hours ago.
     let since = Timestamp::from_second(BEGAN + 2 * HOUR).ok();
     let newcomers = history.newcomers(&Filter { since, ..all() }).unwrap();
@@ -277,7 +282,9 @@ fn what_finds_no_room_is_counted_with_the_others() {
     let attempts: Vec<Attempt> = (0..MOST_ROWS as u32 + 100)
         .map(|number| attempt(&Ipv4Addr::from_bits(number).to_string(), 0, 2))
         .collect();
-    attempts.iter().for_each(|attempt| fold.add(attempt));
+    for attempt in &attempts {
+        fold.add(attempt);
+    }
     assert_eq!(fold.rows.len(), MOST_ROWS + 1);
     assert_eq!((fold.of_others, fold.left_out), (100, 0));
     assert_eq!(fold.attempts(), attempts.len() as u64);
@@ -422,6 +429,8 @@ fn what_a_writer_was_given_is_written_at_its_end() {
     assert_eq!(history(&directory).totals(&all()).unwrap(), twice);
 }
 
+type Spoil = fn(&Path);
+
 #[test]
 fn what_is_no_history_of_this_version_is_set_aside_and_a_new_one_begun() {
     let newer = |path: &Path| {
@@ -439,11 +448,11 @@ fn what_is_no_history_of_this_version_is_set_aside_and_a_new_one_begun() {
         fs::write(path, [&bytes[..4_096], &zeros].concat()).unwrap();
     };
     let no_database = |path: &Path| fs::write(path, [7; 9_000]).unwrap();
-    let cases: [(&dyn Fn(&Path), &str); 4] = [
-        (&newer, "version 99"),
-        (&foreign, "another program"),
-        (&torn, "malformed"),
-        (&no_database, "damaged"),
+    let cases: [(Spoil, &str); 4] = [
+        (newer, "version 99"),
+        (foreign, "another program"),
+        (torn, "malformed"),
+        (no_database, "damaged"),
     ];
     for (spoil, why) in cases {
         let directory = tempfile::tempdir().unwrap();
@@ -534,7 +543,9 @@ proptest! {
                 break;
             }
             let (now, later) = rest.split_at((*many).min(rest.len()));
-            now.iter().for_each(|attempt| pending.add(attempt));
+            for attempt in now {
+                pending.add(attempt);
+            }
             let taken = pending.take();
             if fails && many % 3 == 0 {
                 pending.put_back(taken);
