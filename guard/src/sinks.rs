@@ -200,17 +200,18 @@ pub async fn history(
                 continue;
             }
         };
-        loop {
+        let mut is_other = false;
+        while !is_over && !is_other {
             tokio::select! {
                 batch = next_batch(&mut follower, sink.state()) => match batch {
                     Some(batch) => writer.add(&batch),
                     None => is_over = true,
                 },
-                changed = policies.changed() => is_over = changed.is_err(),
+                changed = policies.changed() => {
+                    is_over = changed.is_err();
+                    is_other = settings() != wanted;
+                }
                 _ = stop.wait_for(|stop| *stop) => is_over = true,
-            }
-            if is_over || settings() != wanted {
-                break;
             }
         }
         if let Some(line) = follower.at_once() {

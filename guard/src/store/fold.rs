@@ -141,11 +141,13 @@ pub struct Fold {
 }
 
 impl Fold {
+    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty() && self.left_out == 0
     }
 
     /// How many attempts the rows stand for.
+    #[must_use]
     pub fn attempts(&self) -> u64 {
         self.rows.values().map(|row| row.totals.attempts).sum()
     }
