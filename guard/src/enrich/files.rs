@@ -89,6 +89,9 @@ impl Files {
         });
         let in_order = |path| fresh.databases.get(path).and_then(|held| held.content.clone());
         fresh.in_order = config.mmdb.iter().filter_map(in_order).collect();
+        // The same files in another order.
+        has_changed |=
+            !fresh.in_order.iter().map(Arc::as_ptr).eq(self.in_order.iter().map(Arc::as_ptr));
         if has_changed {
             fresh.arrange(error);
             reread.files = Some(fresh);
@@ -323,6 +326,19 @@ mod tests {
         world.config.mmdb.remove(0);
         world.reread();
         assert_eq!(world.country("203.0.113.9").as_deref(), Some("DE"));
+    }
+
+    #[test]
+    fn the_order_of_the_configuration_decides_also_when_it_changes() {
+        let mut world = World::new();
+        world.write("a.mmdb", country("FR"));
+        world.write("b.mmdb", country("DE"));
+        world.reread();
+        assert_eq!(world.country("203.0.113.9").as_deref(), Some("FR"));
+        world.config.mmdb.reverse();
+        world.reread();
+        assert_eq!(world.country("203.0.113.9").as_deref(), Some("DE"));
+        assert!(!world.reread());
     }
 
     #[test]
