@@ -76,6 +76,7 @@ const GATHER: Duration = Duration::from_millis(20);
 /// # Errors
 /// When the policy can't be put in force; what was in force before is untouched then.
 pub fn run(place: &Place, flags: RunFlags, yes: bool) -> Result<(), Failure> {
+    engine::share_one_heap();
     refuse_a_second(place)?;
     privileges::keep_only_needed()
         .map_err(|error| system("privileges could not be given up", &error))?;
